@@ -1,0 +1,28 @@
+"""GaussianCross on any folder of posed RGB-D frames, at a size that a CPU trains in half an hour.
+
+First `python tools/preprocess/rgbd.py --input FRAMES --output data/rgbd/train/NAME`, once a sequence; the split `train`
+may hold as many as you like. Every eighth frame is held out: it is in no training view and not in the fused cloud.
+"""
+
+_base_ = ["rooms.py"]
+
+epoch = 400
+eval_epoch = 4
+image_size = (120, 160)
+
+data_root = "data/rgbd"
+model = dict(volume_shape=(64, 64, 32), volume_channels=(16, 32, 64), anchor_channels=32)
+data = dict(
+    train=dict(type="RGBDFolderDataset", split="train", data_root=data_root, image_size=image_size),
+    val=dict(type="RGBDFolderDataset", split="train", data_root=data_root, image_size=image_size, num_cameras=6),
+)
+
+hooks = [
+    dict(type="CheckpointLoader"),
+    dict(type="IterationTimer", warmup_iter=2),
+    dict(type="InformationWriter"),
+    dict(type="RenderEvaluator", every=1, views_per_picture=4),
+    dict(type="CheckpointSaver", save_freq=None),
+    dict(type="MetricsWriter"),
+    dict(type="ReportWriter"),
+]

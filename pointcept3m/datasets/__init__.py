@@ -1,0 +1,26 @@
+"""Datasets and transforms. Importing this fills the DATASETS and TRANSFORMS registries."""
+
+from pointcept3m.datasets.base import PointDataset
+from pointcept3m.datasets.builder import DATASETS, TRANSFORMS, build_dataset
+from pointcept3m.datasets.collate import collate_fn, point_collate_fn
+from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
+from pointcept3m.datasets.rooms_dataset import RoomsDataset
+from pointcept3m.datasets.s3dis import S3DISDataset
+from pointcept3m.datasets.scannet import ScanNet200Dataset, ScanNetDataset
+
+__all__ = [
+    "DATASETS",
+    "TRANSFORMS",
+    "PointDataset",
+    "RGBDDataset",
+    "RGBDFolderDataset",
+    "RoomsDataset",
+    "RoomsRGBDDataset",
+    "S3DISDataset",
+    "ScanNet200Dataset",
+    "ScanNetDataset",
+    "ScanNetRGBDDataset",
+    "build_dataset",
+    "collate_fn",
+    "point_collate_fn",
+]

@@ -1,0 +1,210 @@
+"""The dataset every other one extends: a list of scene folders, read, transformed, and cut into fragments for tests."""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pointcept3m.datasets.builder import DATASETS, TRANSFORMS
+from pointcept3m.datasets.transforms.compose import Compose, DataDict
+from pointcept3m.structures.scene import Scene
+from pointcept3m.utils.registry import near_names
+
+logger = logging.getLogger("pointcept3m")
+
+
+@DATASETS.register_module()
+class PointDataset(Dataset):
+    """Scenes `<data_root>/<split>/<scene>/` as samples: coord, color, normal, segment, instance, name, split.
+
+    Args:
+        split: a folder below data_root, several of them, or a `.json` below data_root that lists scene folders.
+        data_root: the folder of the data set.
+        transform: configs of the transforms, in order.
+        test_mode: with `test_cfg`, samples become {segment, name, fragment_list} for a tester that votes.
+        test_cfg: dict(voxelize, crop, post_transform, aug_transform), as Pointcept's.
+        cache: keeps the arrays of every scene read in this process's memory.
+        ignore_index: label of points without one.
+        loop: how often an epoch passes over the scenes (always 1 in test mode).
+        on_bad_scene: "raise" an error that names the scene, or "skip" it: the log names it once and the next scene
+            takes its place.
+
+    Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
+        none of it.
+    """
+
+    segment_asset = "segment"
+    hint = "see docs/data.md for the layout of a scene folder"
+
+    def __init__(
+        self,
+        split: str | Sequence[str] = "train",
+        data_root: str | Path = "data/dataset",
+        transform: Sequence[Any] | None = None,
+        test_mode: bool = False,
+        test_cfg: Mapping[str, Any] | None = None,
+        cache: bool = False,
+        ignore_index: int = -1,
+        loop: int = 1,
+        on_bad_scene: str = "raise",
+    ) -> None:
+        super().__init__()
+        if on_bad_scene not in ("raise", "skip"):
+            raise ValueError(f"on_bad_scene must be 'raise' or 'skip', got {on_bad_scene!r}")
+        if not isinstance(loop, int) or loop < 1:
+            raise ValueError(f"loop must be an integer of at least 1, got {loop!r}")
+        self.split, self.data_root = split, Path(data_root)
+        self.transform = Compose(transform)
+        self.ignore_index, self.cache, self.on_bad_scene = ignore_index, cache, on_bad_scene
+        self.test_mode, self.test_cfg = test_mode, test_cfg
+        self.loop = 1 if test_mode else loop
+        self._memory: dict[int, dict[str, np.ndarray]] = {}
+        self._bad: set[int] = set()
+        self._scenes: dict[int, Scene] = {}
+        if test_cfg:
+            self._build_test(test_cfg)
+        self.data_list = self.get_data_list()
+        logger.info("%s: %d scenes x %d in split %s", type(self).__name__, len(self.data_list), self.loop, split)
+
+    def _build_test(self, test_cfg: Mapping[str, Any]) -> None:
+        known = ("voxelize", "crop", "post_transform", "aug_transform")
+        for key in test_cfg:
+            if key not in known:
+                raise KeyError(f"test_cfg has no {key!r}; {near_names(key, known)}")
+        voxelize, crop = test_cfg.get("voxelize"), test_cfg.get("crop")
+        self.test_voxelize = TRANSFORMS.build(voxelize) if voxelize else None
+        self.test_crop = TRANSFORMS.build(crop) if crop else None
+        self.post_transform = Compose(test_cfg.get("post_transform"))
+        self.aug_transform = [Compose(aug) for aug in test_cfg.get("aug_transform") or [[]]]
+
+    # where the scenes are
+
+    def get_data_list(self) -> list[Path]:
+        """The scene folders, sorted within each split. Raises FileNotFoundError with `hint` where there are none."""
+        if not self.data_root.is_dir():
+            raise FileNotFoundError(f"{self.data_root}: no such folder for {type(self).__name__}. {self.hint}")
+        splits = [self.split] if isinstance(self.split, str) else list(self.split)
+        folders = [folder for split in splits for folder in self._folders_of(split)]
+        if not folders:
+            raise FileNotFoundError(
+                f"{type(self).__name__}: no scene in {self.data_root}, split {self.split}. {self.hint}"
+            )
+        return folders
+
+    def _folders_of(self, split: str) -> list[Path]:
+        if split.endswith(".json"):
+            path = self.data_root / split
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such list of scenes")
+            try:
+                listed = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path}: not JSON ({error})") from error
+            if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+                raise ValueError(f"{path}: wanted a JSON list of scene folders below {self.data_root}")
+            return [self.data_root / item for item in listed]
+        folder = self.data_root / split
+        if not folder.is_dir():
+            others = [p.name for p in self.data_root.iterdir() if p.is_dir()]
+            near = near_names(split, others) if others else "it has no folders"
+            raise FileNotFoundError(f"{type(self).__name__}: {folder} not found; {near}. {self.hint}")
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    def get_data_name(self, idx: int) -> str:
+        """The name of the scene of sample `idx`."""
+        return self.data_list[idx % len(self.data_list)].name
+
+    def get_split_name(self, idx: int) -> str:
+        """The folder that holds the scene of sample `idx`."""
+        return self.data_list[idx % len(self.data_list)].parent.name
+
+    def scene(self, idx: int) -> Scene:
+        """The scene of sample `idx`, opened once."""
+        idx %= len(self.data_list)
+        if idx not in self._scenes:
+            self._scenes[idx] = self.open_scene(self.data_list[idx])
+        return self._scenes[idx]
+
+    def open_scene(self, folder: Path) -> Scene:
+        """How a scene folder is opened; data sets whose frames lie apart override it."""
+        return Scene(folder)
+
+    # what a sample is
+
+    def get_data(self, idx: int) -> DataDict:
+        """The raw sample: coord, color, normal [N, 3] float32 (those the scene has), segment, instance [N] int64
+        (`ignore_index` where the scene has none), name, split."""
+        scene_index = idx % len(self.data_list)
+        scene = self.scene(idx)
+        assets = self._memory.get(scene_index)
+        if assets is None:
+            assets = scene.points(("coord", "color", "normal", "strength", self.segment_asset, "instance"))
+            if self.cache:
+                self._memory[scene_index] = assets
+        data = {key: value.copy() if self.cache else value for key, value in assets.items()}
+        count = len(data["coord"])
+        data["segment"] = self._labels(data.pop(self.segment_asset, None), count)
+        data["instance"] = self._labels(data.get("instance"), count)
+        data["name"], data["split"] = self.get_data_name(idx), self.get_split_name(idx)
+        return data
+
+    def _labels(self, values: np.ndarray | None, count: int) -> np.ndarray:
+        """Labels as int64, with -1 (unlabelled on disk) turned into `ignore_index`."""
+        if values is None:
+            return np.full(count, self.ignore_index, dtype=np.int64)
+        return values if self.ignore_index == -1 else np.where(values == -1, self.ignore_index, values)
+
+    def __len__(self) -> int:
+        return len(self.data_list) * self.loop
+
+    def __getitem__(self, idx: int) -> DataDict:
+        if not 0 <= idx < len(self):
+            raise IndexError(f"sample {idx} of {len(self)}")
+        data = self._read(idx)
+        return self.prepare_test_data(data) if self.test_mode and self.test_cfg else self.transform(data)
+
+    def _read(self, idx: int) -> DataDict:
+        """`get_data`, or with on_bad_scene="skip" that of the next scene that can be read."""
+        if self.on_bad_scene == "raise":
+            return self.get_data(idx)
+        for step in range(len(self.data_list)):
+            scene_index = (idx + step) % len(self.data_list)
+            if scene_index in self._bad:
+                continue
+            try:
+                return self.get_data(scene_index)
+            except (OSError, ValueError, KeyError) as error:
+                self._bad.add(scene_index)
+                logger.warning("scene %s is skipped: %s", self.get_data_name(scene_index), error)
+        raise ValueError(f"{type(self).__name__}: not one of the {len(self.data_list)} scenes can be read")
+
+    def prepare_test_data(self, data: DataDict) -> DataDict:
+        """{segment, name, fragment_list, [origin_segment, inverse]}: every augmentation's fragments, in order.
+
+        Each fragment holds `index`, the rows of `segment` that it predicts.
+        """
+        data = self.transform(data)
+        result = {key: data.pop(key) for key in ("segment", "name")}
+        if "origin_segment" in data:
+            if "inverse" not in data:
+                raise KeyError("test data with origin_segment need inverse: GridSample(return_inverse=True)")
+            result.update(origin_segment=data.pop("origin_segment"), inverse=data.pop("inverse"))
+        fragments = []
+        for augment in self.aug_transform:
+            augmented = augment(copy.deepcopy(data))
+            if self.test_voxelize is None:
+                augmented["index"] = np.arange(len(augmented["coord"]))
+                parts = [augmented]
+            else:
+                parts = self.test_voxelize(augmented)
+            fragments += [self.test_crop(part) for part in parts] if self.test_crop else parts
+        result["fragment_list"] = [self.post_transform(fragment) for fragment in fragments]
+        return result
+
+
+DATASETS.register_module("DefaultDataset", module=PointDataset)

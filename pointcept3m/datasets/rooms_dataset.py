@@ -1,0 +1,22 @@
+"""Generated rooms as a labelled point data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pointcept3m.datasets.base import PointDataset
+from pointcept3m.datasets.builder import DATASETS
+
+ROOMS_HINT = "Rooms are generated, not downloaded: `pointcept3m demo` makes some and trains on them."
+
+
+@DATASETS.register_module()
+class RoomsDataset(PointDataset):
+    """Generated rooms with their classes and instances."""
+
+    hint = ROOMS_HINT
+
+    def __init__(
+        self, split: str | Sequence[str] = "train", data_root: str | Path = "data/rooms", **kwargs: Any
+    ) -> None:
+        super().__init__(split=split, data_root=data_root, **kwargs)

@@ -1,0 +1,29 @@
+"""S3DIS as Pointcept writes it: <data_root>/Area_1/<room>/."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pointcept3m.datasets.base import PointDataset
+from pointcept3m.datasets.builder import DATASETS
+
+
+@DATASETS.register_module()
+class S3DISDataset(PointDataset):
+    """Rooms of Stanford's 3D Indoor Spaces with 13 classes; names are "<area>-<room>", since areas share room names."""
+
+    hint = (
+        "Get S3DIS from its owners, preprocess it as Pointcept does into <data_root>/Area_1/<room>/*.npy, or run "
+        "`pointcept3m demo`, which needs no data."
+    )
+
+    def __init__(
+        self,
+        split: str | Sequence[str] = ("Area_1", "Area_2", "Area_3", "Area_4", "Area_6"),
+        data_root: str | Path = "data/s3dis",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(split=split, data_root=data_root, **kwargs)
+
+    def get_data_name(self, idx: int) -> str:
+        return f"{self.get_split_name(idx)}-{super().get_data_name(idx)}"

@@ -1,0 +1,213 @@
+"""Transforms that choose points: grid sampling, masks, dropout, order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointcept3m.datasets.builder import TRANSFORMS
+from pointcept3m.datasets.transforms.compose import DataDict, Transform, chance
+from pointcept3m.structures.keys import index_operator
+
+
+def grid_cells(coord: NDArray, grid_size: float | Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cell of every point: (grid_coord [N, 3] int64 with minimum 0, lowest cell [3] int64).
+
+    Raises: ValueError for no point, for a coordinate that is not finite (one NaN would silently move all the others),
+        and for an extent whose cells cannot be numbered in 63 bits (cells would silently merge).
+    """
+    if len(coord) == 0:
+        raise ValueError("a cloud of 0 points has no grid")
+    size = np.asarray(grid_size, dtype=np.float64)
+    if not (size > 0).all():
+        raise ValueError(f"grid_size must be positive, got {grid_size}")
+    finite = np.isfinite(coord).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ValueError(f"{len(coord) - finite.sum()} points are not finite, the first is row {row}: {coord[row]}")
+    scaled = np.floor(coord.astype(np.float64) / size)
+    extent = scaled.max(axis=0) - scaled.min(axis=0) + 1
+    if np.abs(scaled).max() >= 2**62 or np.prod(extent) >= 2**62:
+        raise ValueError(
+            f"a grid of {grid_size} m over {coord.min(axis=0)} .. {coord.max(axis=0)} has {np.prod(extent):.3g} cells, "
+            f"more than 2^62; is the cloud in metres, without far outliers?"
+        )
+    cells = scaled.astype(np.int64)
+    lowest = cells.min(axis=0)
+    return cells - lowest, lowest
+
+
+def ravel_cells(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One number for every cell, in the order of x, then y, then z. The extent must have passed `grid_cells`."""
+    extent = cells.max(axis=0) + 1
+    return (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
+
+
+def group_equal(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Sorts equal keys together: (order [N], starts [K] of the groups in it, inverse [N] group of each row)."""
+    order = np.argsort(keys, kind="stable")  # stable, so that the same seed picks the same points on every machine
+    first = np.ones(len(keys), dtype=bool)
+    ordered = keys[order]
+    first[1:] = ordered[1:] != ordered[:-1]
+    inverse = np.empty(len(keys), dtype=np.int64)
+    inverse[order] = np.cumsum(first) - 1
+    return order, np.flatnonzero(first), inverse
+
+
+@TRANSFORMS.register_module()
+class GridSample(Transform):
+    """Keeps one point of every cell of a grid.
+
+    In mode "train" the point is drawn uniformly from the cell, and every cell draws for itself. (Pointcept draws one
+    number for all cells and takes it modulo each cell's count, which favours the first points of a cell.) In mode
+    "test" the result is a list of samples that together hold every point; each has `index`, the rows it took.
+
+    Args:
+        grid_size: metres, one number or one for each axis.
+        hash_type: accepted for Pointcept's configs; cells are numbered exactly, so nothing can collide.
+        keys: per-point keys to sample besides those of the table (GaussianCross's dialect).
+        return_inverse: adds `inverse` [N_raw], the kept row of the cell of each point.
+        return_grid_coord: adds `grid_coord`. return_min_coord: adds `min_coord` [1, 3] in metres.
+        return_displacement: adds `displacement`, from the cell's centre in cells; `project_displacement` makes it
+            the distance along the normal, [N, 1].
+    """
+
+    reads = ("coord",)
+
+    def __init__(
+        self,
+        grid_size: float | Sequence[float] = 0.05,
+        hash_type: str = "fnv",
+        mode: str = "train",
+        keys: Sequence[str] = (),
+        return_inverse: bool = False,
+        return_grid_coord: bool = False,
+        return_min_coord: bool = False,
+        return_displacement: bool = False,
+        project_displacement: bool = False,
+    ) -> None:
+        if mode not in ("train", "test"):
+            raise ValueError(f"GridSample: mode must be 'train' or 'test', got {mode!r}")
+        self.grid_size, self.hash_type, self.mode, self.keys = grid_size, hash_type, mode, tuple(keys)
+        self.return_inverse, self.return_grid_coord = return_inverse, return_grid_coord
+        self.return_min_coord, self.return_displacement = return_min_coord, return_displacement
+        self.project_displacement = project_displacement
+        if project_displacement:
+            self.reads = ("coord", "normal")
+
+    def apply(self, data_dict: DataDict) -> DataDict | list[DataDict]:
+        cells, lowest = grid_cells(data_dict["coord"], self.grid_size)
+        order, starts, inverse = group_equal(ravel_cells(cells))
+        counts = np.diff(starts, append=len(order))
+        extras = self._extras(data_dict, cells, lowest)
+        if self.mode == "train":
+            picked = order[starts + (np.random.random(len(starts)) * counts).astype(np.int64)]
+            return self._select(data_dict, picked, inverse, extras)
+        parts = []
+        for turn in range(counts.max()):
+            picked = order[starts + turn % counts]
+            part = self._select(dict(data_dict), picked, inverse, extras)
+            part["index"] = picked
+            parts.append(part)
+        return parts
+
+    def _extras(self, data_dict: DataDict, cells: NDArray, lowest: NDArray) -> DataDict:
+        """The per-point keys asked for, for all points."""
+        extras = {}
+        if self.return_grid_coord:
+            extras["grid_coord"] = cells
+        if self.return_displacement or self.project_displacement:
+            size = np.asarray(self.grid_size, dtype=np.float64)
+            displacement = data_dict["coord"].astype(np.float64) / size - (cells + lowest) - 0.5
+            if self.project_displacement:
+                displacement = (displacement * data_dict["normal"]).sum(axis=1, keepdims=True)
+            extras["displacement"] = displacement.astype(np.float32)
+        if self.return_min_coord:
+            extras["min_coord"] = (lowest * np.asarray(self.grid_size))[None].astype(np.float32)
+        return extras
+
+    def _select(self, data_dict: DataDict, picked: NDArray, inverse: NDArray, extras: DataDict) -> DataDict:
+        if self.mode == "train" and "sampled_index" in data_dict:
+            # annotated points are few and must all stay, even two of one cell
+            labelled = np.setdiff1d(data_dict["sampled_index"], picked)
+            picked = np.concatenate([picked, labelled])
+            data_dict["sampled_index"] = np.flatnonzero(np.isin(picked, data_dict["sampled_index"]))
+        data_dict = index_operator(data_dict, picked, extra=self.keys)
+        for key, value in extras.items():
+            data_dict[key] = value if key == "min_coord" else value[picked]
+        if self.return_inverse:
+            data_dict["inverse"] = inverse
+        return data_dict
+
+
+@TRANSFORMS.register_module()
+class RandomMask(Transform):
+    """Hides a portion of the cloud: GaussianCross's ratio gamma, Eq. 4.
+
+    Args:
+        ratio: the share of points to remove, 0.5 in the paper.
+        mode: "point" removes single points; "block" removes whole cubes of `size` metres, drawn at random until
+            the share is met as closely as whole cubes allow. The paper does not say which ("a portion of the
+            input"); its ancestor PonderV2 drops single points.
+        size: edge of a block in metres.
+
+    At least one point always stays.
+    """
+
+    reads = ("coord",)
+
+    def __init__(self, ratio: float = 0.5, mode: str = "point", size: float = 0.5) -> None:
+        if not 0 <= ratio < 1:
+            raise ValueError(f"RandomMask: ratio must lie in [0, 1), got {ratio}")
+        if mode not in ("point", "block"):
+            raise ValueError(f"RandomMask: mode must be 'point' or 'block', got {mode!r}")
+        self.ratio, self.mode, self.size = ratio, mode, size
+
+    def apply(self, data_dict: DataDict) -> DataDict:
+        count = len(data_dict["coord"])
+        if self.mode == "point":
+            kept = np.random.permutation(count)[: max(1, count - round(self.ratio * count))]
+            return index_operator(data_dict, np.sort(kept))
+        cells, _ = grid_cells(data_dict["coord"], self.size)
+        _, starts, block = group_equal(ravel_cells(cells))
+        turn = np.random.permutation(len(starts))
+        removed = np.cumsum(np.bincount(block, minlength=len(starts))[turn])
+        # as many blocks as come nearest to the share, but never all
+        blocks = int(np.argmin(np.abs(np.append(0, removed[:-1]) - self.ratio * count)))
+        keep_block = np.ones(len(starts), dtype=bool)
+        keep_block[turn[:blocks]] = False
+        return index_operator(data_dict, keep_block[block])
+
+
+@TRANSFORMS.register_module()
+class RandomDropout(Transform):
+    """With probability `dropout_application_ratio`, removes the share `dropout_ratio` of the points."""
+
+    reads = ("coord",)
+
+    def __init__(self, dropout_ratio: float = 0.2, dropout_application_ratio: float = 0.5) -> None:
+        if not 0 <= dropout_ratio < 1:
+            raise ValueError(f"RandomDropout: dropout_ratio must lie in [0, 1), got {dropout_ratio}")
+        self.dropout_ratio, self.dropout_application_ratio = dropout_ratio, dropout_application_ratio
+
+    def apply(self, data_dict: DataDict) -> DataDict:
+        if not chance(self.dropout_application_ratio):
+            return data_dict
+        count = len(data_dict["coord"])
+        kept = np.random.choice(count, max(1, int(count * (1 - self.dropout_ratio))), replace=False)
+        if "sampled_index" in data_dict:
+            kept = np.union1d(kept, data_dict["sampled_index"])
+            data_dict["sampled_index"] = np.flatnonzero(np.isin(kept, data_dict["sampled_index"]))
+        return index_operator(data_dict, kept)
+
+
+@TRANSFORMS.register_module()
+class ShufflePoint(Transform):
+    """Puts the points into a random order."""
+
+    reads = ("coord",)
+
+    def apply(self, data_dict: DataDict) -> DataDict:
+        if "sampled_index" in data_dict or "inverse" in data_dict:
+            raise ValueError("ShufflePoint would leave inverse and sampled_index pointing at other points")
+        return index_operator(data_dict, np.random.permutation(len(data_dict["coord"])))

@@ -1,0 +1,16 @@
+"""The command line of train and test. Imports no torch, so that `--help` answers at once."""
+
+import argparse
+
+
+def default_argument_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
+    """The arguments of train and test, Pointcept's names and meanings."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config file, for example configs/gaussiancross/rooms.py")
+    parser.add_argument("--num-gpus", type=int, default=None, metavar="N", help="processes on this machine, one per GPU; 0 is the CPU (default: the GPUs there are)")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="M")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", metavar="HOST:PORT", help="meeting point of all machines: the address of machine 0")
+    parser.add_argument("--options", nargs="+", action="extend", metavar="a.b=c", help="settings on top of the config file, as Python literals")
+    parser.add_argument("--resume", action="store_true", help="continue the run in save_path from its model/model_last.pth")
+    return parser

@@ -1,0 +1,231 @@
+"""What every run starts with: the config with its defaults, the run folder, the numbers derived."""
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointcept3m.utils import comm
+from pointcept3m.utils.config import SETTINGS, Config, parse_options
+from pointcept3m.utils.files import atomic_write, near_files
+from pointcept3m.utils.registry import near_names
+
+from .arguments import default_argument_parser as default_argument_parser  # its name in Pointcept
+
+# The settings a config need not have; configs/_base_/default_runtime.py says the same, with a comment for each.
+RUNTIME_DEFAULTS: dict[str, Any] = dict(
+    weight=None, resume=False, evaluate=True, test_only=False, seed=None, deterministic=False, save_path="exp/default",
+    num_worker=16, worker_timeout=600, batch_size=16, batch_size_val=None, batch_size_test=None, gradient_accumulation_steps=1,
+    epoch=100, eval_epoch=100, clip_grad=None, sync_bn=False, enable_amp=False, amp_dtype="float16", empty_cache=False,
+    empty_cache_per_epoch=False, find_unused_parameters=False, mix_prob=0, param_dicts=None, dist_timeout=180,
+    enable_wandb=False, wandb_project="pointcept3m", wandb_key=None, task=None,
+    hooks=[
+        dict(type="CheckpointLoader"), dict(type="ModelHook"), dict(type="IterationTimer", warmup_iter=2), dict(type="InformationWriter"),
+        dict(type="SemSegEvaluator"), dict(type="CheckpointSaver", save_freq=None), dict(type="PreciseEvaluator", test_last=False),
+        dict(type="MetricsWriter"),
+    ],
+    train=dict(type="DefaultTrainer"),
+    test=dict(type="SemSegTester", verbose=True),
+)  # fmt: skip
+
+RUN_FILES = ("config.py", "train.log", "metrics.csv", "metrics.json", "run.json", "code.diff", "report.html", "pictures", "model")
+
+
+def default_config_parser(file_path: str | Path, options: Mapping[str, Any] | Sequence[str] | None = None) -> Config:
+    """The config in `file_path` with `options` on top (a dict, or `["a.b=c"]`)."""
+    return Config.fromfile(file_path, options if isinstance(options, Mapping) else parse_options(options))
+
+
+def with_defaults(cfg: Mapping[str, Any]) -> Config:
+    """A copy of `cfg` that has every runtime setting. Raises KeyError, with near names, for an unknown setting."""
+    unknown = [key for key in cfg if key not in SETTINGS]
+    if unknown:
+        raise KeyError(f"config: unknown setting {unknown[0]!r}; {near_names(unknown[0], SETTINGS)}")
+    full = Config({**RUNTIME_DEFAULTS, **cfg})
+    if full.resume and full.weight is None:
+        full.weight = str(Path(full.save_path) / "model" / "model_last.pth")
+    return full
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Numbers that follow from a config and the number of processes; they are not written back into the config."""
+
+    max_epoch: int  # rounds with an evaluation after each
+    loop: int  # passes over the data in one round
+    batch_size: int  # of all processes together
+    batch_size_val: int  # per process
+    batch_size_test: int  # per process
+    num_worker: int  # per process
+
+
+def runtime_of(cfg: Config) -> Runtime:
+    """The derived numbers of `cfg`. Raises ValueError, with the way out, where they do not fit."""
+    world = comm.get_world_size()
+    for name in ("epoch", "eval_epoch", "batch_size", "gradient_accumulation_steps"):
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {cfg[name]!r}")
+    if cfg.epoch % cfg.eval_epoch:
+        divisors = [n for n in range(1, cfg.epoch + 1) if cfg.epoch % n == 0]
+        near = min(divisors, key=lambda n: (abs(n - cfg.eval_epoch), n))
+        raise ValueError(
+            f"epoch = {cfg.epoch} must be a multiple of eval_epoch = {cfg.eval_epoch}: a training is eval_epoch rounds of "
+            f"epoch // eval_epoch passes over the data, with an evaluation after each round; eval_epoch={near} would fit"
+        )
+    if cfg.batch_size % world:
+        raise ValueError(f"batch_size = {cfg.batch_size} counts all processes and must be a multiple of their number, {world}")
+
+    def per_process(name: str) -> int:
+        if cfg[name] is None:
+            return 1
+        if cfg[name] % world or cfg[name] < 1:
+            raise ValueError(f"{name} = {cfg[name]} counts all processes and must be a multiple of their number, {world}")
+        return cfg[name] // world
+
+    return Runtime(
+        max_epoch=cfg.eval_epoch,
+        loop=cfg.epoch // cfg.eval_epoch,
+        batch_size=cfg.batch_size,
+        batch_size_val=per_process("batch_size_val"),
+        batch_size_test=per_process("batch_size_test"),
+        num_worker=-(-cfg.num_worker // world),
+    )
+
+
+def check_weight(cfg: Config) -> None:
+    """Raises FileNotFoundError, with near files, where `cfg.weight` or the checkpoint to resume does not exist."""
+    if not cfg.weight or Path(cfg.weight).is_file():
+        return
+    if cfg.resume and Path(cfg.weight) == Path(cfg.save_path) / "model" / "model_last.pth":
+        raise FileNotFoundError(f"resume: {cfg.save_path} has no model/model_last.pth yet, so nothing was saved; start without --resume")
+    raise FileNotFoundError(f"weight: no file {cfg.weight}; {near_files(cfg.weight)}; weight=None starts from scratch")
+
+
+def import_custom(cfg: Mapping[str, Any]) -> None:
+    """Imports what `custom_imports = dict(imports=["package.module", "path/to/file.py"])` names, so that registries fill.
+
+    Raises: ModuleNotFoundError or FileNotFoundError, unless `allow_failed_imports` is true.
+    """
+    section = cfg.get("custom_imports")
+    if not section:
+        return
+    names = section["imports"] if isinstance(section, Mapping) else section
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        except (ModuleNotFoundError, FileNotFoundError):
+            if not (isinstance(section, Mapping) and section.get("allow_failed_imports", False)):
+                raise
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"custom_imports: no file {path}; {near_files(path)}")
+    name = f"pointcept3m_custom_{path.resolve().stem}"
+    if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
+        return
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def fill_registries() -> None:
+    """Imports the packages whose classes configs name."""
+    for package in ("pointcept3m.datasets", "pointcept3m.models", "pointcept3m.engines.hooks", "pointcept3m.engines.testers"):
+        importlib.import_module(package)
+
+
+def prepare_run_folder(cfg: Config) -> Path:
+    """Makes `save_path`; files of an earlier run in it, which has a checkpoint, move to `save_path/previous-<n>/`.
+
+    A resumed run keeps them. Only the main process acts.
+    """
+    folder = Path(cfg.save_path)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not cfg.resume and (folder / "model" / "model_last.pth").exists():
+            number = 1 + sum(1 for _ in folder.glob("previous-*"))
+            target = folder / f"previous-{number}"
+            target.mkdir()
+            for name in [*RUN_FILES, *(path.name for path in folder.glob("events.out.tfevents.*"))]:
+                if (folder / name).exists():
+                    shutil.move(folder / name, target / name)
+    comm.synchronize()
+    return folder
+
+
+def dump_config(cfg: Config, folder: Path) -> None:
+    """Writes `config.py`, from which the run can be repeated."""
+    if comm.is_main_process():
+        repeatable = Config(cfg)
+        if repeatable.resume:
+            repeatable.resume, repeatable.weight = False, None
+        repeatable.dump(folder / "config.py")
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run is made: start, commit, device, versions, processes and threads."""
+    import torch
+
+    from pointcept3m import __version__
+
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "commit": git_state()[0],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores ({platform.machine()})",
+        "versions": f"pointcept3m {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "processes": f"{comm.get_world_size()}, {torch.get_num_threads()}",
+    }
+
+
+def git_state() -> tuple[str | None, str]:
+    """The commit of the code that runs ("... with changes" where files differ), and those changes as a diff."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        return done.stdout if done.returncode == 0 else ""
+
+    if not (root / ".git").exists():
+        return None, ""
+    try:
+        commit, diff = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):  # no git on this machine: the run does not depend on it
+        return None, ""
+    return (f"{commit}{' with changes' if diff else ''}" if commit else None), diff
+
+
+def save_code_state(folder: Path) -> None:
+    """Writes `code.diff`, the changes since the commit that run.json names: together the code of the run."""
+    if comm.is_main_process() and (diff := git_state()[1]):
+        (folder / "code.diff").write_text(diff, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, whole or not at all; NaN and inf become null, since JSON has no word for them."""
+    text = json.dumps(_json_values(content), indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda stream: stream.write(text.encode()))
+
+
+def _json_values(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_values(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

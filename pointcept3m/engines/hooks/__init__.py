@@ -1,0 +1,32 @@
+"""What happens around the steps of a training. Importing this fills HOOKS."""
+
+from pointcept3m.utils.hook import HookBase
+
+from .builder import HOOKS, build_hooks
+from .checkpoint import CheckpointLoader, CheckpointSaver
+from .evaluator import PreciseEvaluator, SemSegEvaluator
+from .misc import GarbageHandler, ModelHook
+from .probe import LinearProbe
+from .render import RenderEvaluator
+from .report import ReportWriter
+from .timer import IterationTimer, RuntimeProfiler
+from .writer import InformationWriter, MetricsWriter
+
+__all__ = [
+    "HOOKS",
+    "CheckpointLoader",
+    "CheckpointSaver",
+    "GarbageHandler",
+    "HookBase",
+    "InformationWriter",
+    "IterationTimer",
+    "LinearProbe",
+    "MetricsWriter",
+    "ModelHook",
+    "PreciseEvaluator",
+    "RenderEvaluator",
+    "ReportWriter",
+    "RuntimeProfiler",
+    "SemSegEvaluator",
+    "build_hooks",
+]

@@ -1,0 +1,81 @@
+"""Hooks that load and save checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pointcept3m.engines.checkpoint import load_weights, restore_training, save_training, unwrap
+from pointcept3m.utils.hook import HookBase
+
+from .builder import HOOKS
+
+
+@HOOKS.register_module()
+class CheckpointLoader(HookBase):
+    """Loads `cfg.weight` before training and, with `cfg.resume`, everything needed to continue to the digit.
+
+    keywords, replacement, strict, allow_partial: see `engines.checkpoint.load_weights`. A path that does not exist
+    or a file that fits only in part is an error.
+    """
+
+    sets_random_state = True
+
+    def __init__(
+        self,
+        keywords: str = "",
+        replacement: str | None = None,
+        strict: bool = True,
+        allow_partial: bool | Sequence[str] = False,
+    ):
+        self.keywords, self.replacement, self.strict, self.allow_partial = keywords, replacement, strict, allow_partial
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        weight = trainer.cfg.weight
+        if not weight:
+            return
+        if not trainer.cfg.resume:
+            load_weights(
+                unwrap(trainer.model), weight, self.keywords, self.replacement, self.strict, self.allow_partial, trainer.logger
+            )
+            return
+        restore_training(trainer, weight)
+        trainer.logger.info(f"resumed {weight}: {trainer.global_step} of {trainer.total_steps} steps are done")
+
+
+@HOOKS.register_module()
+class CheckpointSaver(HookBase):
+    """Saves `model/model_last.*` after each epoch, and as `model_best.*` where the metric is the best so far.
+
+    save_freq: keeps `epoch_<n>.pth` too, each so many epochs. step_freq: saves model_last also each so many steps.
+    """
+
+    def __init__(self, save_freq: int | None = None, step_freq: int | None = None):
+        for name, value in (("save_freq", save_freq), ("step_freq", step_freq)):
+            if value is not None and value < 1:
+                raise ValueError(f"CheckpointSaver: {name} must be at least 1, got {value}")
+        self.save_freq, self.step_freq = save_freq, step_freq
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.save_path) / "model"
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        # The last step of an epoch is saved by after_epoch, with the metric.
+        if self.step_freq and trainer.global_step % self.step_freq == 0 and trainer.epoch_step < trainer.steps_per_epoch:
+            trainer.writer.flush()
+            save_training(trainer, self.folder)
+
+    def after_epoch(self) -> None:
+        trainer = self.trainer
+        is_best = False
+        value = trainer.comm_info.pop("current_metric_value", None)
+        if value is not None:
+            name = trainer.comm_info.get("current_metric_name", "metric")
+            is_best = value > trainer.best_metric_value
+            trainer.best_metric_value = max(value, trainer.best_metric_value)
+            trainer.logger.info(f"best {name} so far: {trainer.best_metric_value:.4f}{' (this epoch)' if is_best else ''}")
+        epoch = trainer.epoch + 1
+        copy_as = f"epoch_{epoch}" if self.save_freq and epoch % self.save_freq == 0 else None
+        trainer.writer.flush()
+        save_training(trainer, self.folder, is_best, copy_as, epoch_done=True)

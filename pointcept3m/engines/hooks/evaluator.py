@@ -1,0 +1,130 @@
+"""Hooks that score the model while and after training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointcept3m.engines import metrics
+from pointcept3m.engines.loader import to_device
+from pointcept3m.utils import comm
+from pointcept3m.utils.hook import HookBase
+
+from .builder import HOOKS
+
+
+def class_settings(cfg: Any) -> tuple[int, list[str], int]:
+    """Number of classes, their names and the ignored label, from `cfg.data`. Raises KeyError where num_classes is missing."""
+    if "num_classes" not in cfg.data:
+        raise KeyError("config: data.num_classes is missing; semantic segmentation is scored by it")
+    number = cfg.data.num_classes
+    names = list(cfg.data.get("names", [])) or [str(k) for k in range(number)]
+    if len(names) != number:
+        raise ValueError(f"config: data.names has {len(names)} entries, data.num_classes is {number}")
+    return number, names, cfg.data.get("ignore_index", -1)
+
+
+def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Predictions and labels of the raw points where the batch has `inverse` and `origin_segment`, else as they are."""
+    if "inverse" in batch and "origin_segment" in batch:
+        return pred[batch["inverse"]], batch["origin_segment"]
+    return pred, batch["segment"]
+
+
+@HOOKS.register_module()
+class SemSegEvaluator(HookBase):
+    """After each epoch: loss, mIoU, mAcc and allAcc on `val_loader`; mIoU decides which checkpoint is the best.
+
+    write_cls_iou: the IoU of each class becomes a curve too. absent: see `metrics.segmentation_scores`.
+    """
+
+    sets_metric = True
+
+    def __init__(self, write_cls_iou: bool = False, absent: str = "skip"):
+        self.write_cls_iou, self.absent = write_cls_iou, absent
+
+    def after_epoch(self) -> None:
+        if self.trainer.val_loader is not None:
+            self.evaluate()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """The scores of the model as it is; it is in eval mode meanwhile."""
+        trainer, model = self.trainer, self.trainer.bare_model
+        number, names, ignore = class_settings(trainer.cfg)
+        training = model.training
+        model.eval()
+        confusion = torch.zeros(number, number, dtype=torch.int64)
+        loss = torch.zeros(2, dtype=torch.float64)  # sum, count
+        try:
+            for batch in trainer.val_loader:
+                trainer.check_stop()
+                batch = to_device(batch, trainer.device)
+                with trainer.precision.autocast():
+                    output = model(batch)
+                pred, target = raw_predictions(output["seg_logits"].argmax(-1), batch)
+                confusion += metrics.confusion_matrix(pred, target, number, ignore).cpu()
+                if "loss" in output:
+                    loss += torch.tensor([float(output["loss"]), 1.0], dtype=torch.float64)
+        finally:
+            model.train(training)
+        scores = metrics.segmentation_scores(comm.all_reduce_sum(confusion), self.absent)
+        loss = comm.all_reduce_sum(loss)
+        self._report(scores, names, loss)
+        return scores
+
+    def _report(self, scores: dict[str, Any], names: list[str], loss: Tensor) -> None:
+        trainer = self.trainer
+        totals = {name: scores[name] for name in ("mIoU", "mAcc", "allAcc")}
+        if loss[1]:
+            totals["loss"] = float(loss[0] / loss[1])
+        per_class = {name: {"iou": iou, "acc": acc} for name, iou, acc in zip(names, scores["iou"], scores["acc"], strict=True)}
+        for name, value in totals.items():
+            trainer.storage.put_scalar(f"val/{name}", value)
+        if self.write_cls_iou:
+            for name, row in per_class.items():
+                if row["iou"] == row["iou"]:
+                    trainer.storage.put_scalar(f"val/iou/{name}", row["iou"])
+        trainer.results.update({"val_loss" if name == "loss" else name: value for name, value in totals.items()})
+        trainer.per_class.update(per_class)
+        trainer.logger.info("validation: " + "  ".join(f"{name} {value:.4f}" for name, value in totals.items()))
+        trainer.comm_info["current_metric_name"] = "mIoU"
+        trainer.comm_info["current_metric_value"] = scores["mIoU"]
+
+
+@HOOKS.register_module()
+class PreciseEvaluator(HookBase):
+    """After training: the tester of `cfg.test` with the best weights (or the last, with `test_last`) on data.test.
+
+    Scores go to metrics.json as `test_<name>`. Does nothing, and says so, where `evaluate` is false or there is no data.test.
+    """
+
+    def __init__(self, test_last: bool = False):
+        self.test_last = test_last
+
+    def after_train(self) -> None:
+        trainer = self.trainer
+        if not trainer.cfg.evaluate or "test" not in trainer.cfg.data:
+            trainer.logger.info("no final test: " + ("evaluate=False" if not trainer.cfg.evaluate else "the config has no data.test"))
+            return
+        from pointcept3m.engines.checkpoint import load_weights
+        from pointcept3m.engines.testers import TESTERS
+
+        folder = Path(trainer.save_path) / "model"
+        best = folder / "model_best.pth"
+        model = trainer.bare_model
+        comm.synchronize()
+        last_state = {name: value.clone() for name, value in model.state_dict().items()}
+        if not self.test_last and best.exists():
+            load_weights(model, best, logger=trainer.logger)
+        training = model.training
+        tester = TESTERS.build(dict(trainer.cfg.test), cfg=trainer.cfg, model=model)
+        scores, per_class = tester.test(check_stop=trainer.check_stop)
+        model.load_state_dict(last_state)
+        model.train(training)
+        trainer.results.update({f"test_{name}": value for name, value in scores.items()})
+        for name, value in scores.items():
+            trainer.storage.put_scalar(f"test/{name}", value)
+        if per_class:
+            trainer.per_class.update(per_class)

@@ -1,0 +1,116 @@
+"""What every test does: build data and model, load the weights, write down the scores."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pointcept3m.datasets.builder import build_dataset
+from pointcept3m.engines.checkpoint import load_weights, unwrap
+from pointcept3m.engines.defaults import (
+    check_weight,
+    dump_config,
+    fill_registries,
+    import_custom,
+    runtime_of,
+    with_defaults,
+)
+from pointcept3m.engines.loader import EvaluationSampler, build_loader, shutdown_workers
+from pointcept3m.engines.step import Precision
+from pointcept3m.models.builder import build_model
+from pointcept3m.utils import comm
+from pointcept3m.utils.logger import close_log_file, get_root_logger
+from pointcept3m.utils.registry import Registry, near_names
+from pointcept3m.utils.seed import set_seed
+
+TESTERS = Registry("testers")
+Scores = tuple[dict[str, float], dict[str, dict[str, float]]]
+
+
+def as_list(samples: list) -> list:
+    """A batch of a test is the list of its samples: each is cut into fragments of its own."""
+    return samples
+
+
+class TesterBase:
+    """Tests `model`, or the one that `cfg.model` and `cfg.weight` describe, on `cfg.data.test`.
+
+    `test()` returns (scores, scores per class); `run()` also writes test.log, config.py and metrics.json to save_path,
+    or to save_path/test where save_path is the folder of a training.
+    """
+
+    task = "test"
+
+    def __init__(self, cfg: Mapping[str, Any], model: nn.Module | None = None, test_loader: Any = None, verbose: bool = False):
+        fill_registries()
+        self.cfg = with_defaults(cfg)
+        import_custom(self.cfg)
+        if model is None:
+            check_weight(self.cfg)
+        self.verbose = verbose
+        self.device = next(unwrap(model).parameters()).device if model is not None else _device()
+        self.precision = Precision(self.cfg.enable_amp, self.cfg.amp_dtype, self.device)
+        self.save_path = Path(self.cfg.save_path)
+        self.logger = get_root_logger()
+        if model is None:
+            self.seed = set_seed(self.cfg.seed)
+        else:  # within a training, whose random states are its own
+            self.seed = self.cfg.seed or 0
+        self.test_loader = test_loader if test_loader is not None else self.build_test_loader()
+        self.model = unwrap(model) if model is not None else self.build_model()
+
+    def build_model(self) -> nn.Module:
+        """The model with its weights. Raises ValueError where the config names none: a test of random weights is a mistake."""
+        if not self.cfg.weight:
+            raise ValueError("test: weight is not set; give the checkpoint to test, for example --options weight=exp/rooms/run/model/model_best.pth")
+        model = build_model(self.cfg.model).to(self.device)
+        loader = next((dict(hook) for hook in self.cfg.hooks if hook.get("type") == "CheckpointLoader"), {})
+        loader.pop("type", None)
+        load_weights(model, self.cfg.weight, **loader, logger=self.logger)
+        return model.eval()
+
+    def build_test_loader(self) -> torch.utils.data.DataLoader:
+        section = self.cfg.get("data") or {}
+        if "test" not in section:
+            raise KeyError(f"config: data.test is missing; {near_names('test', section)}")
+        dataset = build_dataset(section["test"])
+        runtime = runtime_of(self.cfg)
+        sampler = EvaluationSampler(len(dataset), runtime.batch_size_test, comm.get_rank(), comm.get_world_size())
+        return build_loader(dataset, sampler, as_list, self.cfg.seed or 0, runtime.num_worker, self.cfg.worker_timeout)
+
+    def test(self, check_stop: Callable[[], None] = lambda: None) -> Scores:
+        """Scores by name, and by class and name. `check_stop` is called between scenes and may raise."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its test is")
+
+    def run(self) -> Scores:
+        """`test()` as a run of its own, with its files in save_path."""
+        from pointcept3m.engines.hooks.writer import write_metrics
+
+        start = time.monotonic()
+        if (self.save_path / "model" / "model_last.pth").exists():
+            self.save_path = self.save_path / "test"  # the folder of a training keeps its own config.py and metrics.json
+        self.save_path.mkdir(parents=True, exist_ok=True)
+        get_root_logger(self.save_path / "test.log", file_mode="w")
+        dump_config(self.cfg, self.save_path)
+        try:
+            scores, per_class = self.test()
+            if comm.is_main_process():
+                seconds = time.monotonic() - start
+                path = write_metrics(self.save_path, self.cfg, self.cfg.task or self.task, "test", self.seed, scores, per_class, seconds)
+                self.logger.info(f"scores are in {path}")
+        except Exception as error:
+            self.logger.error(f"test stopped: {type(error).__name__}: {error}", exc_info=error, extra={"file_only_traceback": True})
+            raise
+        finally:
+            shutdown_workers(self.test_loader)
+            close_log_file()
+        return scores, per_class
+
+
+def _device() -> torch.device:
+    from pointcept3m.engines.trainer import current_device
+
+    return current_device()

@@ -1,0 +1,12 @@
+"""Backbones, heads, losses, 2D teachers and the methods; importing this package fills their registries."""
+
+from pointcept3m.models import backbones as backbones
+from pointcept3m.models import gaussiancross as gaussiancross
+from pointcept3m.models import heads as heads
+from pointcept3m.models import losses as losses
+from pointcept3m.models import teachers as teachers
+from pointcept3m.models.builder import LOSSES as LOSSES
+from pointcept3m.models.builder import MODELS as MODELS
+from pointcept3m.models.builder import MODULES as MODULES
+from pointcept3m.models.builder import TEACHERS as TEACHERS
+from pointcept3m.models.builder import build_model as build_model

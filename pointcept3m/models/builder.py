@@ -1,0 +1,15 @@
+"""The model registries. Importing `pointcept3m.models` fills them."""
+
+from typing import Any
+
+from pointcept3m.utils.registry import Registry
+
+MODELS = Registry("models")
+MODULES = Registry("modules")
+LOSSES = Registry("losses")
+TEACHERS = Registry("teachers")
+
+
+def build_model(cfg: Any):
+    """The model that `cfg = dict(type=..., **arguments)` names."""
+    return MODELS.build(cfg)

@@ -1,0 +1,5 @@
+"""What turns a backbone's features into a task's output."""
+
+from .segmentor import DefaultSegmentor, DefaultSegmentorV2
+
+__all__ = ["DefaultSegmentor", "DefaultSegmentorV2"]

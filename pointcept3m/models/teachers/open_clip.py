@@ -1,0 +1,158 @@
+"""Dense CLIP features by open_clip, in the space of its text encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pointcept3m.models.builder import TEACHERS
+from pointcept3m.models.teachers.base import Teacher, choose_source, load_exactly, read_weights
+from pointcept3m.utils.registry import near_names
+
+
+class _Block(nn.Module):
+    """The last transformer block with every token attending to itself alone, so that its output is its value.
+
+    That is MaskCLIP's "value path" (Zhou et al., ECCV 2022, Sec. 3.2); the residual and the MLP stay, as in the
+    authors' ViT.
+    """
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        block, attention = self.block, self.block.attn
+        width = tokens.shape[-1]
+        value = F.linear(block.ln_1(tokens), attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
+        tokens = tokens + block.ls_1(attention.out_proj(value))
+        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+@TEACHERS.register_module()
+class OpenClipTeacher(Teacher):
+    """Per-patch CLIP embeddings, L2-normalised: float32 [V, dim, H / patch, W / patch] (MaskCLIP's value path).
+
+    model_name: open_clip name of a ViT ("ViT-B-16", "ViT-L-14", ...).
+    weight: local weight file (safetensors or state_dict). pretrained: a tag of `open_clip.list_pretrained()` to
+        download. random_init: neither, for tests only.
+    model_args: further arguments of `open_clip.create_model`.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "ViT-B-16",
+        weight: str | Path | None = None,
+        pretrained: str | None = None,
+        random_init: bool = False,
+        image_size: int | Sequence[int] | None = None,
+        model_args: dict[str, Any] | None = None,
+        cache: str | Path | None = None,
+        max_batch: int = 16,
+        precision: str = "float32",
+    ):
+        super().__init__(image_size, cache, max_batch, precision)
+        self.model_name = model_name
+        open_clip = _import_open_clip()
+        if model_name not in open_clip.list_models():
+            raise KeyError(f"open_clip has no model {model_name!r}; {near_names(model_name, open_clip.list_models())}")
+        how = (
+            "Run 'hf download <hub id> open_clip_model.safetensors' on a machine with internet access and pass weight='<path>', or "
+            f"pass pretrained=<tag> to download now; tags: {', '.join(open_clip.list_pretrained_tags_by_model(model_name)) or 'none'}"
+        )
+        choose_source(model_name, weight, pretrained, random_init, how)
+        network = self._build(open_clip, weight, pretrained, model_args or {}, how)
+        visual = network.visual
+        wanted = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "proj")
+        block = visual.transformer.resblocks[-1] if hasattr(visual, "transformer") else None
+        if not all(hasattr(visual, part) for part in wanted) or not isinstance(
+            getattr(block, "attn", None), nn.MultiheadAttention
+        ):
+            raise ValueError(
+                f"{model_name}: dense features need open_clip's own ViT image tower, this one is {type(visual).__name__}; "
+                "for a tower of timm (SigLIP) use TimmTeacher"
+            )
+        if visual.attn_pool is not None or visual.final_ln_after_pool:
+            raise ValueError(
+                f"{model_name} pools by attention or before its last norm; its patch tokens are not in the text's space"
+            )
+        self.adopt(network)
+        self.__dict__["_last"] = _Block(block)
+        self.__dict__["_tokenizer"] = None
+        self.dim = int(visual.proj.shape[1])
+        self.patch = int(visual.patch_size[0])
+        self.mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+        self.std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+
+    def _build(self, open_clip: Any, weight: Any, pretrained: str | None, arguments: dict, how: str) -> nn.Module:
+        if pretrained:
+            try:
+                return open_clip.create_model(self.model_name, pretrained=pretrained, **arguments)
+            except Exception as error:
+                raise RuntimeError(f"could not load {self.model_name!r} {pretrained!r} ({error}). {how}") from error
+        network = open_clip.create_model(self.model_name, pretrained=None, **arguments)
+        if weight:
+            load_exactly(network, read_weights(weight, how), str(weight), optional=("attn_mask", "logit_bias"))
+        return network
+
+    @property
+    def name(self) -> str:
+        return f"open_clip_{self.model_name}".replace("/", "_")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "mean": self.mean, "std": self.std}
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        visual = self.network.visual
+        patches = visual.conv1(images)
+        size = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)
+        first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        tokens = torch.cat([first, tokens], dim=1) + self._positions(size).to(tokens.dtype)
+        tokens = visual.ln_pre(tokens)
+        blocks = visual.transformer.resblocks
+        batch_first = visual.transformer.batch_first
+        tokens = tokens if batch_first else tokens.transpose(0, 1)
+        for block in blocks[:-1]:
+            tokens = block(tokens)
+        tokens = self._last(tokens)
+        tokens = tokens if batch_first else tokens.transpose(0, 1)
+        embedding = F.normalize(visual.ln_post(tokens[:, 1:]) @ visual.proj, dim=-1)
+        return embedding.transpose(1, 2).unflatten(2, size)
+
+    def _positions(self, size: torch.Size) -> torch.Tensor:
+        """Position embeddings [1 + h * w, width] for a grid of `size` patches; resampled where it is not CLIP's own."""
+        table, grid = self.network.visual.positional_embedding, self.network.visual.grid_size
+        if tuple(grid) == tuple(size):
+            return table
+        patches = table[1:].unflatten(0, tuple(grid)).permute(2, 0, 1)[None]
+        patches = F.interpolate(patches.float(), size=tuple(size), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], templates: Sequence[str] = ("a {} in a room",)) -> torch.Tensor:
+        """Text embeddings, L2-normalised: float32 [K, dim]; the mean over `templates`, as CLIP's prompt ensembles."""
+        if isinstance(texts, str):
+            raise TypeError(f"encode_text wants a list of strings, got the string {texts!r}")
+        if self._tokenizer is None:
+            self.__dict__["_tokenizer"] = _import_open_clip().get_tokenizer(self.model_name)
+        device = self.network.logit_scale.device
+        means = []
+        for text in texts:
+            tokens = self._tokenizer([template.format(text) for template in templates]).to(device)
+            means.append(F.normalize(self.network.encode_text(tokens).float(), dim=-1).mean(0))
+        return F.normalize(torch.stack(means), dim=-1) if means else torch.zeros(0, self.dim, device=device)
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
+        raise ImportError(
+            f"OpenClipTeacher needs open_clip, which cannot be imported here ({error}); run 'pip install open_clip_torch'"
+        ) from error
+    return open_clip

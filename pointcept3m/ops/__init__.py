@@ -1,0 +1,19 @@
+"""Operations with kernels of our own; each also runs in plain torch where no kernel serves."""
+
+from pointcept3m.ops.rasterize import rasterization
+from pointcept3m.ops.scatter import (
+    scatter,
+    scatter_add,
+    scatter_max,
+    scatter_mean,
+    scatter_min,
+    scatter_mul,
+    scatter_sum,
+)
+from pointcept3m.ops.sparse_conv import (
+    Rulebook,
+    sparse_conv,
+    strided_rulebook,
+    strided_shape,
+    submanifold_rulebook,
+)

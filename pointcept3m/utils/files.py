@@ -1,0 +1,100 @@
+"""Files that are written whole or not at all, and error sentences about files that are not there."""
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEMPORARY = ".tmp-"
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Calls `write(stream)` on a temporary neighbour of `path`, flushes it to disk, and renames it to `path`.
+
+    Whoever looks at `path`, also after a crash or a full disk, finds the old file or the new one.
+    Raises: whatever `write` or the disk raises; the temporary file is removed and `path` is as before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}{TEMPORARY}", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def atomic_copy(source: str | Path, path: str | Path) -> None:
+    """Makes `path` the same file as `source` is now: by a hard link where the disk has them, else by copying.
+
+    Safe as long as `source` is only ever replaced (`atomic_write`), never written in place.
+    """
+    source, path = Path(source), Path(path)
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    _remove(temporary)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, path)
+        _remove(temporary)  # rename of two links to one file leaves both names
+        _sync_folder(path.parent)
+    except OSError:
+        _remove(temporary)
+        with open(source, "rb") as stream:
+            atomic_write(path, lambda target: _copy_stream(stream, target))
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Deletes temporary files that a killed writer left in `folder`."""
+    for path in Path(folder).glob(f"*{TEMPORARY}*"):
+        _remove(path)
+
+
+def near_files(path: str | Path) -> str:
+    """The end of an error sentence about a missing `path`: what does exist near it."""
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        while not folder.is_dir():
+            folder = folder.parent
+        return f"the folder {path.parent} does not exist, {folder.resolve()} does"
+    names = sorted(entry.name for entry in folder.iterdir() if TEMPORARY not in entry.name)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if not near:
+        near = [name for name in names if name.endswith(path.suffix)][:5] if path.suffix else names[:5]
+    return f"near it: {', '.join(str(folder / name) for name in near)}" if near else f"nothing like it lies in {folder}"
+
+
+def _copy_stream(source: BinaryIO, target: BinaryIO) -> None:
+    while chunk := source.read(1 << 20):
+        target.write(chunk)
+
+
+def _remove(path: str | Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network disks cannot flush a folder; the file itself is flushed
+        pass
+    finally:
+        os.close(handle)

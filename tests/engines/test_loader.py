@@ -1,0 +1,101 @@
+"""Which samples a process sees, and that a sample depends on seed, epoch and position alone."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from pointcept3m.engines.loader import EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
+
+
+class Draws(Dataset):
+    """Each sample is one number of each generator."""
+
+    def __init__(self, size=6, sleep=0.0):
+        self.size, self.sleep = size, sleep
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        time.sleep(self.sleep)
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def collate(samples):
+    return [*samples, random.random()]
+
+
+def batches(num_worker, rank=0, world=1, epoch=0, start=0, seed=1):
+    sampler = EpochBatchSampler(6, 2, loop=2, seed=seed, rank=rank, world=world)
+    sampler.set_epoch(epoch, start)
+    loader = build_loader(Draws(), sampler, collate, seed, num_worker)
+    result = list(loader)
+    shutdown_workers(loader)
+    return result
+
+
+def test_workers_and_position_change_nothing():
+    alone = batches(0)
+    assert len(alone) == 6 and batches(2) == alone and batches(0, start=4) == alone[4:] and batches(2, start=3) == alone[3:]
+    assert batches(0, epoch=1) != alone != batches(0, seed=2)
+
+
+def test_processes_share_a_batch():
+    """Two processes see, together and in order, what one process sees."""
+    alone, first, second = batches(0), batches(0, 0, 2), batches(0, 1, 2)
+    for whole, a, b in zip(alone, first, second, strict=True):
+        assert whole[:2] == [a[0], b[0]]
+
+
+def test_loading_leaves_the_callers_generators_alone():
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = (random.random(), float(np.random.rand()), float(torch.rand(())))
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    batches(0)
+    assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected
+
+
+def test_an_epoch_has_every_sample_loop_times():
+    sampler = EpochBatchSampler(5, 3, loop=3, seed=0)
+    keys = [key for batch in sampler for key in batch]
+    assert len(sampler) == 5 and sorted(index for _, _, index in keys) == sorted(list(range(5)) * 3)
+    assert len({position for _, position, _ in keys}) == 15
+    sampler.set_epoch(1)
+    assert [key[2] for batch in sampler for key in batch] != [key[2] for key in keys]
+
+
+def test_last_short_batch_is_dropped_unless_alone():
+    assert [len(batch) for batch in EpochBatchSampler(7, 3)] == [3, 3]
+    assert [len(batch) for batch in EpochBatchSampler(2, 4)] == [2]
+    shares = [list(EpochBatchSampler(3, 4, rank=rank, world=2, shuffle=False)) for rank in (0, 1)]
+    assert [[key[2] for key in batch] for (batch,) in shares] == [[0, 1], [2, 0]]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="batch_size 3 must be a multiple of the number of processes, 2"):
+        EpochBatchSampler(4, 3, world=2)
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        EpochBatchSampler(0, 3)
+
+
+def test_evaluation_sees_each_sample_once():
+    seen = [key[2] for rank in (0, 1, 2) for batch in EvaluationSampler(7, 2, rank, 3) for key in batch]
+    assert sorted(seen) == list(range(7))
+
+
+def test_a_stuck_worker_is_an_error():
+    loader = build_loader(Draws(sleep=30), EpochBatchSampler(6, 2), collate, 0, num_worker=1, timeout=1)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="timed out after 1 seconds"):
+        next(iter(loader))
+    assert time.monotonic() - start < 10
+
+
+def test_to_device():
+    batch = {"a": torch.ones(1), "b": [torch.ones(1), "text"], "c": ("x", {"d": torch.ones(1)})}
+    moved = to_device(batch, "meta")
+    assert moved["a"].is_meta and moved["b"][0].is_meta and moved["b"][1] == "text" and moved["c"][1]["d"].is_meta

@@ -1,0 +1,139 @@
+"""SpUNet: Pointcept's checkpoint layout, what forward returns, independence of scenes, order and duplicates."""
+
+import pytest
+import torch
+
+from pointcept3m.models import build_model
+from pointcept3m.models.backbones import SpUNet
+
+SMALL = dict(base_channels=8, channels=(8, 12, 16, 20, 20, 16, 12, 10), layers=(1,) * 8)
+
+
+def make_input(sizes=(300, 200), channels=6, extent=24):
+    """Scenes of distinct random voxels."""
+    coords = []
+    for size in sizes:
+        flat = torch.randperm(extent**3)[:size]
+        coords.append(torch.stack([flat // extent**2, flat // extent % extent, flat % extent], 1))
+    offset = torch.tensor(sizes).cumsum(0)
+    return dict(grid_coord=torch.cat(coords), feat=torch.randn(sum(sizes), channels), offset=offset)
+
+
+def small(**options):
+    return build_model(dict(type="SpUNet-v1m1", in_channels=6, num_classes=0) | SMALL | options)
+
+
+def test_checkpoint_layout_of_pointcept():
+    """Names and shapes were read off Pointcept's own model."""
+    state = SpUNet(in_channels=6, num_classes=20).state_dict()
+    assert len(state) == 356
+    assert sum(p.numel() for p in SpUNet(6, 20).parameters()) == 39_157_844
+    shapes = {
+        "conv_input.0.weight": (32, 5, 5, 5, 6),
+        "conv_input.1.running_mean": (32,),
+        "down.0.0.weight": (32, 2, 2, 2, 32),
+        "down.3.0.weight": (256, 2, 2, 2, 128),
+        "enc.0.block1.conv2.weight": (32, 3, 3, 3, 32),
+        "enc.3.block5.bn2.num_batches_tracked": (),
+        "up.0.0.weight": (96, 2, 2, 2, 96),
+        "up.1.0.weight": (96, 2, 2, 2, 128),
+        "up.2.0.weight": (128, 2, 2, 2, 256),
+        "up.3.0.weight": (256, 2, 2, 2, 256),
+        "dec.0.block0.proj.0.weight": (96, 1, 1, 1, 128),
+        "dec.0.block0.proj.1.weight": (96,),
+        "dec.3.block0.conv1.weight": (256, 3, 3, 3, 384),
+        "dec.2.block1.conv1.weight": (128, 3, 3, 3, 128),
+        "final.weight": (20, 1, 1, 1, 96),
+        "final.bias": (20,),
+    }
+    for name, shape in shapes.items():
+        assert tuple(state[name].shape) == shape, name
+    assert not any(".block1.proj" in name or name.startswith("enc") and "proj" in name for name in state)
+    assert not any(name.startswith("final") for name in small().state_dict())
+
+
+def test_norms_and_start_values():
+    model = small(num_classes=5)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert norms and all(m.eps == 1e-3 and m.momentum == 0.01 for m in norms)
+    assert abs(model.enc[3].block0.conv1.weight.std() - 0.02) < 2e-3
+    assert not model.final.bias.any()
+
+
+@pytest.mark.parametrize("num_classes, width", [(0, 10), (7, 7)])
+def test_one_feature_per_point(num_classes, width):
+    model = small(num_classes=num_classes)
+    out = model(make_input())
+    assert out.shape == (500, width) and model.out_channels == width and out.isfinite().all()
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_encoder_alone_by_both_names():
+    for option in (dict(enc_mode=True), dict(cls_mode=True)):
+        model = small(**option).eval()
+        assert not len(model.up) and model.out_channels == 20
+        assert model(make_input()).shape == (2, 20)
+    assert small(enc_mode=True, cls_mode=False).out_channels == 10
+
+
+def test_other_depths():
+    model = build_model(dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, channels=(8, 16, 12, 10), layers=(1, 2, 1, 1)))
+    assert model(make_input(channels=3)).shape == (500, 10)
+
+
+def test_scenes_are_independent_in_eval():
+    model, batch = small().eval(), make_input()
+    with torch.no_grad():
+        both = model(batch)
+        alone = model(dict(grid_coord=batch["grid_coord"][300:] , feat=batch["feat"][300:], offset=torch.tensor([200])))
+    torch.testing.assert_close(alone, both[300:], rtol=1e-4, atol=1e-6)
+
+
+def test_order_and_duplicates():
+    model, batch = small().eval(), make_input((400,))
+    again = torch.randint(0, 400, (60,))
+    batch["grid_coord"] = torch.cat([batch["grid_coord"], batch["grid_coord"][again]])
+    batch["feat"], batch["offset"] = torch.randn(460, 6), torch.tensor([460])
+    order = torch.randperm(460)
+    moved = dict(grid_coord=batch["grid_coord"][order], feat=batch["feat"][order], offset=batch["offset"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(moved), model(batch)[order], rtol=1e-4, atol=1e-6)
+
+
+def test_a_shift_by_whole_coarse_cells_changes_nothing():
+    model, batch = small().eval(), make_input()
+    with torch.no_grad():
+        here = model(batch)
+        there = model(batch | dict(grid_coord=batch["grid_coord"] + torch.tensor([16, 32, 0])))
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-6)
+
+
+def test_spconv_runs_the_same_network():
+    """With one thread, as spconv's CPU path is not reliable with more."""
+    pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
+    ours, theirs, batch = small(num_classes=5).eval(), small(num_classes=5, backend="spconv").eval(), make_input()
+    theirs.load_state_dict(ours.state_dict())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(batch), ours(batch), rtol=1e-4, atol=1e-6)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_bad_input_is_named():
+    model, batch = small(), make_input()
+    with pytest.raises(KeyError, match="lacks offset"):
+        model({k: v for k, v in batch.items() if k != "offset"})
+    with pytest.raises(ValueError, match=r"feat must be \[500, 6\], got \(500, 5\)"):
+        model(batch | dict(feat=batch["feat"][:, :5]))
+    with pytest.raises(ValueError, match="grid_coord must be integers"):
+        model(batch | dict(grid_coord=batch["grid_coord"].float()))
+    with pytest.raises(ValueError, match="offset must end with"):
+        model(batch | dict(offset=torch.tensor([300, 499])))
+    with pytest.raises(ValueError, match=r"lie in \[0, 2\^31\), found \[-"):
+        model(batch | dict(grid_coord=batch["grid_coord"] - 100))
+    with pytest.raises(ValueError, match="equally many and even"):
+        small(layers=(1, 1))

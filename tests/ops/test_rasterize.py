@@ -1,0 +1,453 @@
+"""The rasterizer: against gsplat's image, hand-made cases, a naive loop, its plain-torch twin and finite differences."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from pointcept3m import ops
+from pointcept3m.ops import _library
+from pointcept3m.ops.gaussian_projection import project_gaussians, spherical_harmonics
+from pointcept3m.ops.rasterize_to_pixels import (
+    rasterize_to_pixels,
+    rasterize_to_pixels_backward_twin,
+    rasterize_to_pixels_twin,
+)
+
+native = pytest.mark.skipif(not _library.native_loaded(), reason="the compiled library is not loaded")
+
+
+def make_scene(num_gaussians=40, num_cameras=2, dim=5, dtype=torch.float64, width=37, height=29):
+    """Arguments of `rasterization`: a cloud 2 to 4 m in front of cameras that differ by small motions."""
+    options = {"dtype": dtype}
+    means = torch.randn(num_gaussians, 3, **options) * 0.7 + torch.tensor([0, 0, 3.0], **options)
+    viewmats = torch.eye(4, **options).repeat(num_cameras, 1, 1)
+    viewmats[:, :3] += 0.05 * torch.randn(num_cameras, 3, 4, **options)
+    Ks = torch.tensor([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], **options).repeat(num_cameras, 1, 1)
+    return dict(
+        means=means, quats=torch.randn(num_gaussians, 4, **options), scales=torch.rand(num_gaussians, 3, **options) * 0.2 + 0.02,
+        opacities=torch.rand(num_gaussians, **options) * 0.9 + 0.05, colors=torch.rand(num_gaussians, 3, **options),
+        viewmats=viewmats, Ks=Ks, width=width, height=height, features=torch.randn(num_gaussians, dim, **options),
+    )  # fmt: skip
+
+
+def make_op_inputs(num_gaussians, num_cameras, own, shared, dtype, width, height):
+    """Arguments of the op: ellipses of many sizes and directions, some off the image."""
+    options = {"dtype": dtype}
+    size = torch.tensor([width, height], **options)
+    means2d = (torch.rand(num_cameras, num_gaussians, 2, **options) * 1.4 - 0.2) * size
+    root = torch.randn(num_cameras, num_gaussians, 2, 2, **options) * 0.4
+    inverse = root @ root.mT + 0.01 * torch.eye(2, **options)
+    conics = torch.stack([inverse[..., 0, 0], inverse[..., 0, 1], inverse[..., 1, 1]], -1)
+    opacities = torch.rand(num_cameras, num_gaussians, **options) * 1.1 - 0.1  # some invisible
+    return (
+        means2d, conics, opacities, torch.rand(num_cameras, num_gaussians, **options) + 0.5,
+        torch.randn(num_cameras, num_gaussians, own, **options), torch.randn(num_gaussians, shared, **options), width, height,
+    )  # fmt: skip
+
+
+def render_with_grads(scene, **options):
+    """The image, alphas and features, and the gradients of a fixed random projection of them."""
+    names = [name for name, value in scene.items() if isinstance(value, torch.Tensor)]
+    leaves = {name: scene[name].detach().clone().requires_grad_() for name in names}
+    colors, alphas, meta = ops.rasterization(**{**scene, **leaves}, **options)
+    generator = torch.Generator().manual_seed(1)
+    outputs = [colors, alphas, meta["features"]]
+    loss = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs)
+    return outputs, dict(zip(names, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def one_gaussian(**changes):
+    """A sphere of 0.4 m, 2 m in front of a 9x9 camera of focal length 10, on the centre of pixel (4, 4)."""
+    scene = dict(
+        means=torch.tensor([[0.0, 0.0, 2.0]]), quats=torch.tensor([[1.0, 0, 0, 0]]), scales=torch.full((1, 3), 0.4),
+        opacities=torch.tensor([0.8]), colors=torch.tensor([[0.2, 0.5, 1.0]]), viewmats=torch.eye(4)[None],
+        Ks=torch.tensor([[[10.0, 0, 4.5], [0, 10, 4.5], [0, 0, 1]]]), width=9, height=9,
+    )  # fmt: skip
+    return {**scene, **changes}
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_gsplat_image(real_data):
+    """gsplat's CUDA kernels rendered this image (degree-3 harmonics); README of the data says how."""
+    from safetensors.torch import load_file
+
+    case = load_file(str(real_data("gsplat_render") / "tiny_case.safetensors"))
+    height, width = case["out_img"].shape[:2]
+    viewmat = torch.eye(4)
+    viewmat[:3, 3] = -torch.tensor([0.123, 0.456, -8.0])
+    K = torch.tensor([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
+    colors, alphas, _ = ops.rasterization(
+        case["means"], case["quats"], case["scales"].exp(), case["opacities"].sigmoid(), case["coeffs"],
+        viewmat[None], K[None], width, height, sh_degree=3,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.cat([colors, alphas], -1)[0], case["out_img"], atol=1e-5, rtol=0)
+
+
+def test_one_gaussian_by_hand():
+    colors, alphas, meta = ops.rasterization(**one_gaussian(features=torch.tensor([[3.0, -1.0]])), render_mode="RGB+D")
+    variance = (10 * 0.4 / 2) ** 2 + 0.3  # (focal scale / depth)^2 + eps2d
+    for row, column in ((4, 4), (4, 7), (0, 1), (8, 8)):
+        alpha = 0.8 * math.exp(-0.5 * ((row - 4) ** 2 + (column - 4) ** 2) / variance)
+        torch.testing.assert_close(alphas[0, row, column], torch.tensor([alpha]), atol=1e-6, rtol=1e-6)
+        wanted = alpha * torch.tensor([0.2, 0.5, 1.0, 2.0])
+        torch.testing.assert_close(colors[0, row, column], wanted, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(meta["features"][0, row, column], alpha * torch.tensor([3.0, -1.0]), atol=1e-6, rtol=1e-6)
+    extent = math.sqrt(2 * math.log(255 * 0.8))  # where alpha falls to 1/255, in standard deviations
+    assert meta["radii"].tolist() == [[[math.ceil(extent * math.sqrt(variance))] * 2]]
+    torch.testing.assert_close(meta["means2d"], torch.tensor([[[4.5, 4.5]]]))
+    torch.testing.assert_close(meta["depths"], torch.tensor([[2.0]]))
+
+
+def test_two_gaussians_blend_by_depth():
+    """The farther one comes first in memory, and must be behind on the image."""
+    two = one_gaussian(
+        means=torch.tensor([[0.0, 0, 4], [0, 0, 2]]), quats=torch.tensor([[1.0, 0, 0, 0]] * 2), scales=torch.full((2, 3), 0.4),
+        opacities=torch.tensor([0.6, 0.5]), colors=torch.tensor([[1.0, 0, 0], [0, 1, 0]]), backgrounds=torch.tensor([[0.0, 0, 1]]),
+    )  # fmt: skip
+    centre = {mode: ops.rasterization(**two, render_mode=mode)[0][0, 4, 4] for mode in ("RGB", "D", "ED", "RGB+D", "RGB+ED")}
+    rgb, depth, alpha = torch.tensor([0.3, 0.5, 0.2]), 0.5 * 2 + 0.3 * 4, 0.8
+    torch.testing.assert_close(centre["RGB"], rgb)
+    torch.testing.assert_close(centre["D"], torch.tensor([depth]))
+    torch.testing.assert_close(centre["ED"], torch.tensor([depth / alpha]))
+    torch.testing.assert_close(centre["RGB+D"], torch.cat([rgb, torch.tensor([depth])]))
+    torch.testing.assert_close(centre["RGB+ED"], torch.cat([rgb, torch.tensor([depth / alpha])]))
+
+
+def test_a_pixel_stops_before_its_light_falls_to_the_threshold():
+    stack = one_gaussian(
+        means=torch.tensor([[0.0, 0, 2 + i] for i in range(5)]), quats=torch.tensor([[1.0, 0, 0, 0]] * 5),
+        scales=torch.full((5, 3), 0.4), opacities=torch.tensor([0.985, 0.985, 0.985, 0.01, 0.5]), colors=torch.eye(5),
+    )  # fmt: skip
+    colors, alphas, _ = ops.rasterization(**stack)
+    # 0.015^2 = 2.25e-4 is left after two; the third would leave 3.4e-6, and nothing behind it counts either.
+    torch.testing.assert_close(colors[0, 4, 4], torch.tensor([0.985, 0.015 * 0.985, 0, 0, 0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(alphas[0, 4, 4], torch.tensor([1 - 2.25e-4]), atol=1e-6, rtol=0)
+
+
+def naive_render(means2d, conics, opacities, depths, view_channels, channels, width, height):
+    """One camera, pixel by pixel and Gaussian by Gaussian."""
+    order = sorted(range(len(depths)), key=lambda i: float(depths[i]))
+    values = torch.cat([view_channels, channels], -1)
+    image, light = torch.zeros(height, width, values.shape[1], dtype=values.dtype), torch.ones(height, width, dtype=values.dtype)
+    for row in range(height):
+        for column in range(width):
+            for i in order:
+                d = torch.tensor([column + 0.5, row + 0.5], dtype=values.dtype) - means2d[i]
+                a, b, c = conics[i]
+                alpha = min(0.99, float(opacities[i] * torch.exp(-0.5 * (a * d[0] ** 2 + 2 * b * d[0] * d[1] + c * d[1] ** 2))))
+                if alpha < 1 / 255:
+                    continue
+                if light[row, column] * (1 - alpha) <= 1e-4:
+                    break
+                image[row, column] += light[row, column] * alpha * values[i]
+                light[row, column] *= 1 - alpha
+    return image, light
+
+
+@pytest.mark.parametrize("render", [rasterize_to_pixels, rasterize_to_pixels_twin])
+def test_naive_loop(render):
+    inputs = list(make_op_inputs(40, 1, 2, 3, torch.float64, 11, 9))
+    inputs[1] = inputs[1] * 0.2  # wide enough that many pixels stop early
+    view_pixels, pixels, transmittance, last, _ = render(*inputs)
+    image, light = naive_render(*(t[0] for t in inputs[:5]), *inputs[5:])
+    assert (light < 1e-3).any()
+    torch.testing.assert_close(torch.cat([view_pixels, pixels], -1)[0], image)
+    torch.testing.assert_close(transmittance[0], light)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("num_gaussians", "num_cameras", "own", "shared", "width", "height"),
+    [(300, 2, 4, 20, 51, 43), (1500, 1, 1, 0, 40, 90), (64, 3, 3, 1, 1, 1), (500, 1, 4, 70, 8, 300), (100, 1, 0, 8, 65, 7)],
+)
+def test_kernel_equals_twin(dtype, num_gaussians, num_cameras, own, shared, width, height):
+    inputs = make_op_inputs(num_gaussians, num_cameras, own, shared, dtype, width, height)
+    ours, twin = rasterize_to_pixels(*inputs), rasterize_to_pixels_twin(*inputs)
+    tight = {"atol": 1e-10, "rtol": 1e-8} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 1e-4}
+    for got, wanted in zip(ours, twin, strict=True):
+        torch.testing.assert_close(got, wanted, **tight)
+    grads = [torch.randn_like(t) for t in twin[:3]]
+    saved = (inputs[0], inputs[1], inputs[2], inputs[4], inputs[5], *twin[2:])
+    ours = torch.ops.pointcept3m.rasterize_to_pixels_backward(*grads, *saved)
+    for got, wanted in zip(ours, rasterize_to_pixels_backward_twin(*grads, *saved), strict=True):
+        scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+        torch.testing.assert_close(got, wanted, atol=tight["atol"] * scale, rtol=1e-3)
+
+
+def test_twin_backward_equals_autograd_through_the_twin():
+    inputs = make_op_inputs(60, 2, 3, 4, torch.float64, 21, 17)
+    leaves = [inputs[i].requires_grad_() for i in (0, 1, 2, 4, 5)]
+    outputs = rasterize_to_pixels_twin(*inputs)
+    above = [torch.randn_like(t) for t in outputs[:3]]
+    wanted = torch.autograd.grad(outputs[:3], leaves, above)
+    with torch.no_grad():
+        got = rasterize_to_pixels_backward_twin(*above, *leaves, *(t.detach() for t in outputs[2:]))
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@native
+def test_garden_crop_equals_twin(real_data):
+    data = np.load(real_data("gsplat_garden") / "test_garden.npz", allow_pickle=False)
+    means = torch.from_numpy(data["means3d"])
+    keep = (means.abs() < 2).all(1)
+    num_gaussians, generator = int(keep.sum()), torch.Generator().manual_seed(42)
+    K = torch.from_numpy(data["Ks"])[:1].clone()
+    K[:, 0, 2] -= 244  # the 160x120 pixels around the centre
+    K[:, 1, 2] -= 150
+    projection = project_gaussians(
+        means[keep], torch.randn(num_gaussians, 4, generator=generator), torch.rand(num_gaussians, 3, generator=generator) * 0.02,
+        torch.rand(num_gaussians, generator=generator), torch.from_numpy(data["viewmats"])[:1], K, 160, 120,
+        0.01, 1e10, 0.0, 0.3, False,
+    )  # fmt: skip
+    colors = torch.from_numpy(data["colors"])[keep].float() / 255
+    inputs = (*projection[:2], projection.opacities, projection.depths, colors[None], means[keep], 160, 120)
+    ours, twin = rasterize_to_pixels(*inputs), rasterize_to_pixels_twin(*inputs)
+    for got, wanted in zip(ours[:3], twin[:3], strict=True):
+        error = (got - wanted).abs().flatten()
+        # Rounding may put an alpha on the other side of 1/255, and no more than that, in a few pixels.
+        assert error.quantile(0.999) < 1e-4 and error.max() < 2e-2
+    above = [torch.randn_like(t) for t in twin[:3]]
+    saved = (projection.means2d, projection.conics, projection.opacities, colors[None], means[keep], *twin[2:])
+    ours = torch.ops.pointcept3m.rasterize_to_pixels_backward(*above, *saved)
+    for got, wanted in zip(ours, rasterize_to_pixels_backward_twin(*above, *saved), strict=True):
+        assert (got - wanted).norm() < 1e-3 * wanted.norm()
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+def test_gradcheck_in_every_input(mode):
+    """Float64 finite differences in means, quats, scales, opacities, harmonics, poses, intrinsics, backgrounds, features."""
+    scene = make_scene(num_gaussians=5, num_cameras=2, dim=2, width=7, height=6)
+    scene["colors"] = torch.randn(5, 9, 3, dtype=torch.float64) * 0.2
+    scene["backgrounds"] = torch.rand(2, 3, dtype=torch.float64)
+    scene["scales"] = scene["scales"] + 0.2
+    names = [name for name in scene if isinstance(scene[name], torch.Tensor)]
+
+    def render(*tensors):
+        arguments = {**scene, **dict(zip(names, tensors, strict=True))}
+        colors, alphas, meta = ops.rasterization(**arguments, sh_degree=2, render_mode="RGB+ED", rasterize_mode=mode)
+        outputs = torch.cat([t.flatten() for t in (colors, alphas, meta["features"])])
+        return outputs.view(1, -1) @ torch.cos(torch.arange(6.0 * len(outputs), dtype=torch.float64).square()).view(-1, 6)
+
+    def move_allowed(K):  # finite differences in the entries of K that are free
+        return torch.stack([torch.stack([K[:, 0], 0 * K[:, 0], K[:, 2]], -1), torch.stack([0 * K[:, 0], K[:, 1], K[:, 3]], -1),
+                            torch.stack([0 * K[:, 0], 0 * K[:, 0], 0 * K[:, 0] + 1], -1)], 1)  # fmt: skip
+
+    free = scene["Ks"][:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    inputs = [(free if name == "Ks" else scene[name]).clone().requires_grad_() for name in names]
+    where = names.index("Ks")
+    assert torch.autograd.gradcheck(
+        lambda *t: render(*t[:where], move_allowed(t[where]), *t[where + 1 :]), inputs, eps=1e-6, atol=1e-6, rtol=1e-4
+    )
+
+
+def test_gradient_reaches_geometry_from_features_alone():
+    scene = make_scene()
+    means = scene["means"].requires_grad_()
+    ops.rasterization(**scene)[2]["features"].square().sum().backward()
+    assert means.grad.abs().max() > 1e-3
+
+
+def test_projected_means_keep_their_gradient():
+    """Densification strategies read meta["means2d"].grad."""
+    scene = make_scene()
+    scene["means"].requires_grad_()
+    colors, _, meta = ops.rasterization(**scene)
+    meta["means2d"].retain_grad()
+    colors.sum().backward()
+    assert meta["means2d"].grad.shape == (2, 40, 2) and meta["means2d"].grad.abs().max() > 0
+
+
+def test_opcheck():
+    inputs = make_op_inputs(20, 2, 3, 4, torch.float32, 19, 10)
+    leaves = [t.requires_grad_() if isinstance(t, torch.Tensor) and i != 3 else t for i, t in enumerate(inputs)]
+    torch.library.opcheck(torch.ops.pointcept3m.rasterize_to_pixels.default, tuple(leaves))
+    with torch.no_grad():
+        outputs = rasterize_to_pixels(*inputs)
+    plain = [leaves[i].detach() for i in (0, 1, 2, 4, 5)]
+    arguments = (*(torch.randn_like(t) for t in outputs[:3]), *plain, *outputs[2:])
+    torch.library.opcheck(torch.ops.pointcept3m.rasterize_to_pixels_backward.default, arguments)
+
+
+def test_compiles_without_a_graph_break():
+    scene = make_scene(num_gaussians=10, width=9, height=8)
+    names = [name for name, value in scene.items() if isinstance(value, torch.Tensor)]
+
+    def loss(*tensors):
+        colors, alphas, meta = ops.rasterization(**dict(zip(names, tensors, strict=True)), width=9, height=8, render_mode="RGB+ED")
+        return colors.square().sum() + alphas.sum() + meta["features"].square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    grads = []
+    for function in (loss, compiled):
+        leaves = [scene[name].clone().requires_grad_() for name in names]
+        grads.append(torch.autograd.grad(function(*leaves), leaves))
+    for got, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+# ---------------------------------------------------------------- cameras and culling
+
+
+def test_a_scaled_world_renders_the_same_image_at_the_original_depth():
+    """x' = S x + t goes with extrinsic' = extrinsic @ inv(A), also where S differs by axis."""
+    scene = make_scene()
+    scene["quats"] = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64).expand(40, 4)
+    outputs, _ = render_with_grads(scene, render_mode="RGB+ED")
+    stretch, shift = torch.tensor([2.0, 0.5, 3.0], dtype=torch.float64), torch.tensor([1.0, -2, 0.3], dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3], affine[:3, 3] = torch.diag(stretch), shift
+    moved = {**scene, "means": scene["means"] * stretch + shift, "scales": scene["scales"] * stretch,
+             "viewmats": scene["viewmats"] @ torch.linalg.inv(affine)}  # fmt: skip
+    for got, wanted in zip(render_with_grads(moved, render_mode="RGB+ED")[0], outputs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_gaussians_outside_the_depth_range_or_too_small_are_left_out():
+    for options in ({"near_plane": 2.5}, {"far_plane": 1.5}, {"radius_clip": 20.0}):
+        colors, alphas, meta = ops.rasterization(**one_gaussian(), **options)
+        assert not colors.any() and not alphas.any() and not meta["radii"].any()
+    assert ops.rasterization(**one_gaussian(), near_plane=1.5, far_plane=2.5, radius_clip=2.0)[1].any()
+
+
+def test_antialiasing_lowers_opacity_by_the_added_area():
+    scene = one_gaussian(scales=torch.full((1, 3), 0.05))
+    variance = (10 * 0.05 / 2) ** 2
+    alphas = ops.rasterization(**scene, rasterize_mode="antialiased")[1]
+    torch.testing.assert_close(alphas[0, 4, 4], torch.tensor([0.8 * variance / (variance + 0.3)]))
+
+
+def test_spherical_harmonics_are_orthonormal():
+    z, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(10))
+    phi = torch.arange(20, dtype=torch.float64) * (2 * math.pi / 20)
+    radius = (1 - z * z).sqrt()[:, None]
+    directions = torch.stack([radius * phi.cos(), radius * phi.sin(), z[:, None].expand(-1, 20)], -1).reshape(-1, 1, 3)
+    one_hot = torch.eye(25, dtype=torch.float64).unsqueeze(-1).expand(-1, -1, 3)  # [25 functions, K, 3]
+    basis = spherical_harmonics(4, 2.5 * directions, one_hot)[..., 0]  # [points, 25]
+    gram = basis.T @ (basis * weight.repeat_interleave(20)[:, None] * (2 * math.pi / 20))
+    torch.testing.assert_close(gram, torch.eye(25, dtype=torch.float64))
+
+
+def test_harmonics_of_degree_zero_are_plain_colors():
+    scene = make_scene()
+    harmonics = ((scene["colors"] - 0.5) / 0.28209479177387814).unsqueeze(1)
+    wanted = ops.rasterization(**scene)[0]
+    torch.testing.assert_close(ops.rasterization(**{**scene, "colors": harmonics}, sh_degree=0)[0], wanted)
+
+
+# ---------------------------------------------------------------- edges and errors
+
+
+def test_empty_scene_and_empty_view():
+    empty = make_scene(num_gaussians=0)
+    background = torch.rand(2, 3, dtype=torch.float64)
+    outputs, grads = render_with_grads({**empty, "backgrounds": background})
+    assert (outputs[0] == background[:, None, None]).all() and not outputs[1].any() and outputs[2].shape == (2, 29, 37, 5)
+    behind = make_scene()
+    behind["means"] = behind["means"] * torch.tensor([1, 1, -1.0])
+    outputs, grads = render_with_grads(behind, render_mode="RGB+ED")
+    assert not any(o.any() for o in outputs)
+    assert all(torch.isfinite(g).all() and not g.any() for g in grads.values())
+
+
+def test_no_camera():
+    scene = make_scene()
+    colors, alphas, meta = ops.rasterization(**{**scene, "viewmats": scene["viewmats"][:0], "Ks": scene["Ks"][:0]})
+    assert colors.shape == (0, 29, 37, 3) and alphas.shape == (0, 29, 37, 1) and meta["radii"].shape == (0, 40, 2)
+
+
+def test_non_contiguous_inputs():
+    scene = make_scene()
+    outputs, grads = render_with_grads(scene)
+    spread = {n: torch.stack([v, v], -1)[..., 0] if isinstance(v, torch.Tensor) else v for n, v in scene.items()}
+    assert not spread["features"].is_contiguous()
+    again, grads_again = render_with_grads(spread)
+    for got, wanted in zip(again + list(grads_again.values()), outputs + list(grads.values()), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@native
+def test_every_run_and_every_thread_count_give_the_same_bits():
+    scene = make_scene(num_gaussians=500, dtype=torch.float32)
+    inputs = make_op_inputs(500, 2, 4, 12, torch.float32, 60, 70)
+    runs, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            outputs = rasterize_to_pixels(*inputs)
+            above = [torch.ones_like(t) for t in outputs[:3]]
+            saved = (inputs[0], inputs[1], inputs[2], inputs[4], inputs[5], *outputs[2:])
+            runs.append((*outputs, *torch.ops.pointcept3m.rasterize_to_pixels_backward(*above, *saved)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    first, second = render_with_grads(scene), render_with_grads(scene)
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "features"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused_by_name(name, value):
+    scene = make_scene()
+    scene[name].view(-1)[1] = value
+    with pytest.raises(ValueError, match=f"rasterization: {name} must be finite.*1 of"):
+        ops.rasterization(**scene)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"means": torch.zeros(40, 2)}, ValueError, r"means must be \[G, 3\].*got \[40, 2\]"),
+        ({"opacities": torch.zeros(39)}, ValueError, r"opacities must be \[G\] with G=40, C=2, got \[39\]"),
+        ({"features": torch.zeros(3, 5)}, ValueError, r"features must be \[G, D\].*got \[3, 5\]"),
+        ({"colors": torch.zeros(3, 40, 3)}, ValueError, r"colors must be \[G, X\] or \[C, G, X\].*got \[3, 40, 3\]"),
+        ({"backgrounds": torch.zeros(2, 4)}, ValueError, r"backgrounds must be \[C, X\].*got \[2, 4\]"),
+        ({"colors": torch.zeros(40, 4, 3), "sh_degree": 2}, ValueError, r"sh_degree=2 needs at least 9 harmonics.*have 4"),
+        ({"quats": torch.zeros(40, 4).half()}, TypeError, r"quats must be float32 or float64, got torch.float16"),
+        ({"quats": torch.zeros(40, 4).double()}, TypeError, r"quats must have the dtype of means, torch.float32"),
+        ({"scales": [1.0]}, TypeError, r"scales must be a tensor, got list"),
+        ({"render_mode": "rgb"}, ValueError, r"render_mode must be one of RGB, D, ED"),
+        ({"width": 0}, ValueError, r"width and height must be positive"),
+        ({"near_plane": 0.0}, ValueError, r"0 < near_plane < far_plane"),
+        ({"rasterize_mode": "fast"}, ValueError, r"rasterize_mode must be"),
+        ({"viewmats": torch.zeros(2, 4, 4)}, ValueError, r"viewmats\[0\] must be invertible"),
+        ({"viewmats": torch.eye(4).mT.repeat(2, 1, 1) + torch.tensor([[0.0] * 4] * 3 + [[1.0, 0, 0, 0]])}, ValueError, r"last row"),
+        ({"Ks": torch.zeros(2, 3, 3)}, ValueError, r"Ks must not be singular"),
+        ({"Ks": torch.tensor([[9.0, 1, 4], [0, 9, 4], [0, 0, 1]]).repeat(2, 1, 1)}, ValueError, r"no skew"),
+        ({"absgrad": True}, ValueError, r"absgrad=True is supported by backend='gsplat' only"),
+        ({"camera_model": "fisheye"}, ValueError, r"camera_model='fisheye' is supported by backend='gsplat' only"),
+        ({"camera_modle": "pinhole"}, TypeError, r"unknown argument 'camera_modle'; did you mean 'camera_model'"),
+        ({"backend": "cuda"}, ValueError, r"backend must be None, 'native' or 'gsplat', got 'cuda'"),
+    ],
+)
+def test_errors_name_the_argument(change, error, text):
+    with pytest.raises(error, match=text):
+        ops.rasterization(**{**make_scene(dtype=torch.float32), **change})
+
+
+def test_gsplat_backend_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gsplat", None)  # "not installed"
+    with pytest.raises(ImportError, match="needs the package gsplat, which is not installed"):
+        ops.rasterization(**make_scene(), backend="gsplat")
+    monkeypatch.setitem(sys.modules, "gsplat", types.ModuleType("gsplat"))
+    with pytest.raises(ValueError, match="renders on CUDA only, and means is on cpu"):
+        ops.rasterization(**make_scene(), backend="gsplat")
+
+
+@native
+def test_kernel_guards_against_a_direct_call():
+    inputs = list(make_op_inputs(10, 1, 1, 1, torch.float32, 8, 8))
+    inputs[1] = inputs[1][:, :9].contiguous()
+    with pytest.raises(RuntimeError, match="conics must be"):
+        torch.ops.pointcept3m.rasterize_to_pixels(*inputs)

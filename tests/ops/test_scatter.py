@@ -1,0 +1,216 @@
+"""ops.scatter against plain loops, torch_scatter's documented cases, and its own twin."""
+
+import pytest
+import torch
+
+from pointcept3m import ops
+from pointcept3m.ops.scatter import _extreme_twin, _mean_twin, _sum_twin
+
+REDUCTIONS = ["sum", "mean", "max", "min", "mul"]
+
+
+def by_hand(src, index, dim, dim_size, reduce):
+    """A loop over entries; `index` has src's shape."""
+    src, index = src.movedim(dim, 0), index.movedim(dim, 0)
+    out = src.new_zeros(dim_size, *src.shape[1:])
+    arg = torch.full(out.shape, src.size(0))
+    for place in torch.cartesian_prod(*(torch.arange(s) for s in src.shape[1:])) if src.dim() > 1 else [()]:
+        at = tuple(torch.as_tensor(place).reshape(-1).tolist())
+        for bin in range(dim_size):
+            rows = (index[(slice(None), *at)] == bin).nonzero().flatten()
+            values = src[(rows, *at)] if at else src[rows]
+            if reduce == "mul":
+                out[(bin, *at)] = values.prod()
+            elif len(rows) == 0:
+                continue
+            elif reduce in ("max", "min"):
+                best = getattr(values, "arg" + reduce)()
+                out[(bin, *at)], arg[(bin, *at)] = values[best], rows[best]
+            else:
+                out[(bin, *at)] = getattr(values, reduce)()
+    return out.movedim(0, dim), arg.movedim(0, dim)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("shape, dim", [((30,), 0), ((30, 5), 0), ((5, 30), -1), ((3, 20, 4), 1)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_matches_a_loop(shape, dim, reduce, whole):
+    src = torch.randn(shape, dtype=torch.float64)
+    index = torch.randint(0, 8, shape if whole else (shape[dim],))
+    wide = index if whole else index.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+    expected, arg = by_hand(src, wide, dim, 10, reduce)
+    got = ops.scatter(src, index, dim, dim_size=10, reduce=reduce)
+    if reduce in ("max", "min"):
+        assert torch.equal(got[1], arg)
+        got = got[0]
+    torch.testing.assert_close(got, expected)
+
+
+def test_small_case_by_hand():
+    src = torch.tensor([[1.0, 2], [5, 6], [3, 4], [7, 8]])
+    index = torch.tensor([0, 1, 0, 3])
+    assert ops.scatter_sum(src, index, 0).tolist() == [[4, 6], [5, 6], [0, 0], [7, 8]]
+    assert ops.scatter_mean(src, index, 0).tolist() == [[2, 3], [5, 6], [0, 0], [7, 8]]
+    out, arg = ops.scatter_max(src, index, 0)
+    assert out.tolist() == [[3, 4], [5, 6], [0, 0], [7, 8]]
+    assert arg.tolist() == [[2, 2], [1, 1], [4, 4], [3, 3]]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 33, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_kernels_match_twins(channels, dtype, in_order):
+    src = torch.randn(3000, channels, dtype=dtype)
+    index = torch.randint(0, 400, (3000,))
+    index = index.sort().values if in_order else index
+    torch_ops = torch.ops.pointcept3m
+    torch.testing.assert_close(torch_ops.scatter_sum(src, index, 450), _sum_twin(src, index, 450))
+    for got, expected in zip(torch_ops.scatter_mean(src, index, 450), _mean_twin(src, index, 450), strict=True):
+        torch.testing.assert_close(got, expected)
+    for largest in (True, False):
+        for got, expected in zip(
+            torch_ops.scatter_extreme(src, index, 450, largest), _extreme_twin(src, index, 450, largest), strict=True
+        ):
+            assert torch.equal(got, expected)
+    assert torch.equal(torch_ops.gather_rows(src, index), src[index])
+
+
+def test_ties_and_nan():
+    src = torch.tensor([[2.0], [2.0], [float("nan")], [5.0]])
+    index = torch.tensor([0, 0, 1, 1])
+    for run in (torch.ops.pointcept3m.scatter_extreme, _extreme_twin):
+        out, arg = run(src, index, 2, True)
+        assert arg.flatten().tolist() == [0, 2] and out[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_accumulates_in_float32(dtype):
+    src = torch.ones(5000, 2, dtype=dtype)  # a bfloat16 sum of ones would stop at 256, a float16 one at 2048
+    out = ops.scatter_sum(src, torch.zeros(5000, dtype=torch.int64), 0)
+    assert out.dtype == dtype and out[0, 0] == torch.tensor(5000.0).to(dtype)
+
+
+def test_integers():
+    src = torch.tensor([[3], [4], [5]])
+    index = torch.tensor([1, 1, 0])
+    assert ops.scatter_sum(src, index, 0).tolist() == [[5], [7]]
+    assert ops.scatter_mean(src, index, 0).tolist() == [[5], [3]]
+    assert ops.scatter_max(src, index, 0)[1].tolist() == [[2], [1]]
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_gradients(reduce):
+    src = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 5, (12,))
+
+    def run(src):
+        out = ops.scatter(src, index, 0, dim_size=6, reduce=reduce)
+        return out[0] if isinstance(out, tuple) else out
+
+    assert torch.autograd.gradcheck(run, src)
+    assert torch.autograd.gradgradcheck(run, src)
+    wide = torch.randint(0, 5, (12, 3))
+    assert torch.autograd.gradcheck(lambda s: ops.scatter(s, wide, 0, dim_size=6, reduce="mean"), src)
+
+
+def test_out_takes_part():
+    src, index = torch.tensor([[1.0], [5.0], [2.0]]), torch.tensor([0, 0, 1])
+    out = torch.tensor([[10.0], [10.0], [10.0]])
+    assert ops.scatter_sum(src, index, 0, out=out) is out
+    assert out.flatten().tolist() == [16, 12, 10]
+    assert ops.scatter_mean(src, index, 0, out=torch.full((3, 1), 2.0)).flatten().tolist() == [4, 4, 2]
+    value, arg = ops.scatter_max(src, index, 0, out=torch.full((3, 1), 4.0))
+    assert value.flatten().tolist() == [5, 4, 4] and arg.flatten().tolist() == [1, 3, 3]
+
+
+def test_non_contiguous_and_empty():
+    src, index = torch.randn(8, 40)[:, ::2].t(), torch.randint(0, 4, (40,))[::2]
+    assert not src.is_contiguous() and not index.is_contiguous()
+    torch.testing.assert_close(ops.scatter_sum(src, index, 0, dim_size=4), _sum_twin(src.contiguous(), index, 4))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert ops.scatter_sum(torch.zeros(0, 3), none, 0).shape == (0, 3)
+    assert ops.scatter_mean(torch.zeros(0, 3), none, 0, dim_size=2).tolist() == [[0, 0, 0]] * 2
+    value, arg = ops.scatter_max(torch.zeros(0, 3), none, 0, dim_size=2)
+    assert value.shape == (2, 3) and (arg == 0).all()
+    assert ops.scatter_sum(torch.zeros(5, 0), torch.zeros(5, dtype=torch.int64), 0).shape == (1, 0)
+
+
+def test_the_same_for_any_number_of_threads():
+    src, index = torch.randn(20000, 7), torch.randint(0, 50, (20000,))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ops.scatter_sum(src, index, 0)
+        torch.set_num_threads(3)
+        assert torch.equal(ops.scatter_sum(src, index, 0), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_bad_arguments_are_named():
+    src, index = torch.randn(4, 2), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(ValueError, match="did you mean 'mean'"):
+        ops.scatter(src, index, 0, reduce="mena")
+    with pytest.raises(TypeError, match="int64 tensor, got torch.int32"):
+        ops.scatter(src, index.int(), 0)
+    with pytest.raises(IndexError, match=r"\[0, 3\), found 3"):
+        ops.scatter(src, index, 0, dim_size=3)
+    with pytest.raises(IndexError, match="found -1"):
+        ops.scatter(src, index - 1, 0)
+    with pytest.raises(ValueError, match=r"index of shape \(3,\)"):
+        ops.scatter(src, index[:3], 0)
+    with pytest.raises(IndexError, match="dim 2 does not exist"):
+        ops.scatter(src, index, 2)
+    with pytest.raises(ValueError, match="out must be"):
+        ops.scatter(src, index, 0, out=torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="backend must be"):
+        ops.scatter(src, index, 0, backend="cuda")
+    with pytest.raises((RuntimeError, IndexError)):  # a direct call cannot reach foreign memory either
+        torch.ops.pointcept3m.scatter_sum(src, index, 3)
+
+
+def test_opcheck():
+    src = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 5, (9,))
+    torch_ops = torch.ops.pointcept3m
+    torch.library.opcheck(torch_ops.scatter_sum.default, (src, index, 6))
+    torch.library.opcheck(torch_ops.scatter_mean.default, (src, index, 6))
+    torch.library.opcheck(torch_ops.scatter_extreme.default, (src, index, 6, True))
+    torch.library.opcheck(torch_ops.gather_rows.default, (src, index))
+    arg = torch_ops.scatter_extreme(src.detach(), index, 6, True)[1]
+    torch.library.opcheck(torch_ops.scatter_extreme_backward.default, (torch.randn(6, 4, requires_grad=True), arg, 9))
+
+
+def test_compiles_in_one_piece():
+    index = torch.randint(0, 5, (9,))
+    src = torch.randn(9, 4, requires_grad=True)
+
+    def run(src):
+        return ops.scatter(src, index, 0, dim_size=6, reduce="mean").square() + ops.scatter_max(src, index, 0, dim_size=6)[0]
+
+    expected = run(src)
+    got = torch.compile(run, fullgraph=True, backend="aot_eager")(src)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), src)[0] for y in (got, expected)))
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_torch_scatter_agrees(reduce):
+    pytest.importorskip("torch_scatter", reason="torch-scatter is not installed")
+    src, index = torch.randn(50, 6), torch.randint(0, 9, (50,))
+    for ours, theirs in zip(
+        *([r] if isinstance(r, torch.Tensor) else r
+          for r in (ops.scatter(src, index, 0, reduce=reduce, backend=b) for b in ("native", "torch_scatter"))),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_absent_backend_says_so():
+    try:
+        import torch_scatter  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="needs the package torch-scatter"):
+            ops.scatter(torch.randn(2, 2), torch.tensor([0, 1]), 0, backend="torch_scatter")
+    else:
+        pytest.skip("torch-scatter is installed")
