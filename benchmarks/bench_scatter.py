@@ -81,7 +81,9 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     bandwidth = copy_bandwidth(options.repeats)
-    print(f"{_library.status()}; torch {torch.__version__}, {options.threads} threads, copy {bandwidth / 1e9:.1f} GB/s\n")
+    print(
+        f"{_library.status()}; torch {torch.__version__}, {options.threads} threads, copy {bandwidth / 1e9:.1f} GB/s\n"
+    )
     columns = [measure(*case, options.repeats, bandwidth) for case in CASES]
     print("| ms | " + " | ".join(f"{n // 1000}k x {c} -> {v // 1000}k" for n, c, v in CASES) + " |")
     print("|---" * (len(CASES) + 1) + "|")

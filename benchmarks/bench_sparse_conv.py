@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pointcept3m import ops
-from pointcept3m.models.backbones import SpUNet
+from pointcept3m.models.backbones.spunet import SpUNet
 from pointcept3m.ops import _library
 from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin, _submanifold_twin
 
@@ -102,7 +102,9 @@ def bench_spunet(repeats: int) -> None:
 
     with torch.no_grad():
         forward = median_ms(lambda: model(batch), repeats)
-    print(f"\nSpUNet {DEMO['channels']}, one block a stage, {len(cells):,} voxels: forward {forward:.0f} ms, step {median_ms(step, repeats):.0f} ms")
+    print(
+        f"\nSpUNet {DEMO['channels']}, one block a stage, {len(cells):,} voxels: forward {forward:.0f} ms, step {median_ms(step, repeats):.0f} ms"
+    )
 
 
 def bench_spconv(coord: torch.Tensor, repeats: int) -> None:
@@ -133,11 +135,19 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     coord, name = load_cloud()
-    print(f"{_library.status()}; torch {torch.__version__}, {options.threads} threads; {len(coord):,} voxels of {name}\n")
+    print(
+        f"{_library.status()}; torch {torch.__version__}, {options.threads} threads; {len(coord):,} voxels of {name}\n"
+    )
     bench_rulebooks(coord, options.repeats)
-    print("\n| submanifold k=3 | ours fwd | ours bwd | torch fwd | torch bwd | ours GF/s fwd |\n|---|---|---|---|---|---|")
+    print(
+        "\n| submanifold k=3 | ours fwd | ours bwd | torch fwd | torch bwd | ours GF/s fwd |\n|---|---|---|---|---|---|"
+    )
     for channels in (32, 64, 128):
-        print(f"| C={channels} | " + " | ".join(f"{x:.1f}" for x in bench_convolution(coord, channels, options.repeats)) + " |")
+        print(
+            f"| C={channels} | "
+            + " | ".join(f"{x:.1f}" for x in bench_convolution(coord, channels, options.repeats))
+            + " |"
+        )
     bench_spconv(coord, options.repeats)
     bench_spunet(options.repeats)
 

@@ -7,7 +7,7 @@ _base_ = ["../_base_/default_runtime.py"]
 
 batch_size = 2
 num_worker = 1
-epoch = 40
+epoch = 48
 eval_epoch = 4
 seed = 0
 clip_grad = 1.0
@@ -33,13 +33,13 @@ model = dict(
     feature_dim=16,
     opacity_threshold=0.3,
     offset_max=1.0,
-    image_weight=10.0,
+    image_weight=20.0,
     depth_weight=1.0,
     feature_weight=1.0,
 )
 
-optimizer = dict(type="AdamW", lr=4e-3, weight_decay=0.01)
-scheduler = dict(type="OneCycleLR", max_lr=4e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
+optimizer = dict(type="AdamW", lr=6e-3, weight_decay=0.01)
+scheduler = dict(type="OneCycleLR", max_lr=6e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
 
 data_root = "data/rooms"
 class_names = (

@@ -24,7 +24,8 @@ model = dict(
         layers=(2, 3, 4, 6, 2, 2, 2, 2),
     ),
     backbone_out_channels=96,
-    teacher=dict(type="RadioTeacher", version="radio_v2.5-b"),  # ours: the size; the paper says RADIOv2.5
+    # ours: the size; the paper says RADIOv2.5. hf download nvidia/RADIO-B model.safetensors --local-dir weights/radio_v2.5-b
+    teacher=dict(type="TimmTeacher", model_name="radio_v2.5-b", weight="weights/radio_v2.5-b/model.safetensors"),
     volume_shape=(128, 128, 32),  # ours, from PonderV2
     volume_channels=(32, 64, 128, 256),  # ours, from PonderV2
     anchor_channels=128,  # ours, from PonderV2

@@ -70,21 +70,20 @@ P3M_INLINE void extreme_bins(const Rows<T>& job, int64_t begin, int64_t end) {
     for (int64_t channel = 0; channel < job.channels; channel += kBlock) {
       const int64_t width = job.channels - channel < kBlock ? job.channels - channel : kBlock;
       T best[kBlock] = {};
-      Row winner[kBlock];
+      Row winner[kBlock], keep[kBlock];
       const auto opening = static_cast<Row>(first == last ? job.num_rows : job.perm ? job.perm[first] : first);
       for (int64_t c = 0; c < width; ++c) winner[c] = opening;
       if (first < last) std::memcpy(best, job.src + int64_t{opening} * job.channels + channel, width * sizeof(T));
       for (int64_t place = first + 1; place < last; ++place) {
         const auto i = static_cast<Row>(job.perm ? job.perm[place] : place);
         const T* P3M_RESTRICT row = job.src + int64_t{i} * job.channels + channel;
+        // Two loops, as the compiler makes branches of one. A NaN held compares with nothing and is kept; a NaN
+        // value is not "no better" and is taken.
+        for (int64_t c = 0; c < width; ++c)
+          keep[c] = (LARGEST ? row[c] <= best[c] : row[c] >= best[c]) | (best[c] != best[c]);
         for (int64_t c = 0; c < width; ++c) {
-          const T value = row[c], held = best[c];
-          const Row holder = winner[c];
-          // A NaN held compares with nothing and is kept, a NaN value is not "no better" and is taken.
-          const bool no_better = LARGEST ? value <= held : value >= held;
-          const bool keep = no_better | (held != held);
-          best[c] = keep ? held : value;
-          winner[c] = keep ? holder : i;
+          best[c] = keep[c] ? best[c] : row[c];
+          winner[c] = keep[c] ? winner[c] : i;
         }
       }
       const int64_t at = bin * job.channels + channel;

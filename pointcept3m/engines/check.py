@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pointcept3m.utils.machine import usable_cores
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # import name: (name at the registry, what it is for)
@@ -124,11 +126,6 @@ def _torch() -> list[Row]:
         properties = torch.cuda.get_device_properties(i)
         rows.append(Row(f"GPU {i}", True, properties.name, f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"))
     return rows
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from pointcept3m.utils import comm
 from pointcept3m.utils.config import SETTINGS, Config, parse_options
 from pointcept3m.utils.files import atomic_write, near_files
+from pointcept3m.utils.machine import usable_cores
 from pointcept3m.utils.registry import near_names
 
 from .arguments import default_argument_parser as default_argument_parser  # its name in Pointcept
@@ -97,7 +98,8 @@ def runtime_of(cfg: Config) -> Runtime:
         batch_size=cfg.batch_size,
         batch_size_val=per_process("batch_size_val"),
         batch_size_test=per_process("batch_size_test"),
-        num_worker=-(-cfg.num_worker // world),
+        # More workers than cores only cost memory; a sample does not depend on their number.
+        num_worker=min(-(-cfg.num_worker // world), usable_cores()),
     )
 
 

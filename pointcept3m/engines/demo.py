@@ -32,8 +32,8 @@ class Plan:
     """How much the demo does. Two demos with equal plans make the same files."""
 
     seed: int
-    num_train_rooms: int = 12
-    num_val_rooms: int = 4
+    num_train_rooms: int = 16
+    num_val_rooms: int = 6
     num_frames: int = 24
     options: tuple[str, ...] = ()  # settings on top of the config, "name=value"
 
@@ -108,7 +108,7 @@ def save_state(output: Path, state: Mapping[str, Any]) -> None:
 def make_rooms(rooms: Path, plan: Plan) -> None:
     """Writes the rooms of both splits; those that are complete already are kept."""
     from pointcept3m.datasets.rooms import write_rooms
-    from pointcept3m.engines.check import usable_cores
+    from pointcept3m.utils.machine import usable_cores
 
     first = plan.seed * SEEDS_APART
     splits = [("train", plan.num_train_rooms, first), ("val", plan.num_val_rooms, FIRST_VAL_SEED + first)]

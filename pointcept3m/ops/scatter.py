@@ -4,7 +4,6 @@ Every layout is brought to one: rows [N, C] and one bin per row. There four ops 
 `scatter_mean`, `scatter_extreme` (max and min, with the row that won) and, for backward, `gather_rows`.
 """
 
-
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ def scatter(
     dim_size: int | None = None,
     reduce: str = "sum",
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Reduces the entries of `src` that share an `index` along `dim`; bins that none reaches hold 0 (1 for "mul").
 
     Deterministic: entries are taken in their order, whatever the number of threads. Differentiable in `src`.
@@ -40,13 +39,20 @@ def scatter(
         backend: "native" (ours, the default) or "torch_scatter", which must then be installed.
 
     Returns:
-        `src`'s shape with `dim_size` along `dim`. For "max" and "min" a pair: that, and the int64 position
-        along `dim` of the winner, the first among equals, `src.size(dim)` where a bin is empty.
+        `src`'s shape with `dim_size` along `dim`. (`scatter_max` and `scatter_min` also give the winners.)
 
     Raises: TypeError, ValueError or IndexError where an argument does not fit.
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"scatter: no reduction {reduce!r}; {near_names(reduce, REDUCTIONS)}")
+    result = _scatter(src, index, dim, out, dim_size, reduce, backend)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _scatter(
+    src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None, reduce: str, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What `scatter` computes, with the winners of an extreme."""
     if backend == "torch_scatter":
         return _torch_scatter(src, index, dim, out, dim_size, reduce)
     if backend not in (None, "native"):
@@ -72,7 +78,9 @@ def scatter(
     return _into(out, value, count, reduce)
 
 
-def scatter_sum(src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None) -> Tensor:
+def scatter_sum(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
     """`scatter` with reduce="sum"."""
     return scatter(src, index, dim, out, dim_size, "sum")
 
@@ -80,12 +88,16 @@ def scatter_sum(src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = 
 scatter_add = scatter_sum
 
 
-def scatter_mean(src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None) -> Tensor:
+def scatter_mean(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
     """`scatter` with reduce="mean"."""
     return scatter(src, index, dim, out, dim_size, "mean")
 
 
-def scatter_mul(src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None) -> Tensor:
+def scatter_mul(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
     """`scatter` with reduce="mul"."""
     return scatter(src, index, dim, out, dim_size, "mul")
 
@@ -93,15 +105,21 @@ def scatter_mul(src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = 
 def scatter_max(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`scatter` with reduce="max": (out, arg)."""
-    return scatter(src, index, dim, out, dim_size, "max")
+    """`scatter` with reduce="max", and int64 `arg`: the position along `dim` of the winner, the first among equals.
+
+    `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
+    """
+    return _scatter(src, index, dim, out, dim_size, "max")
 
 
 def scatter_min(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`scatter` with reduce="min": (out, arg)."""
-    return scatter(src, index, dim, out, dim_size, "min")
+    """`scatter` with reduce="min", and int64 `arg`: the position along `dim` of the winner, the first among equals.
+
+    `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
+    """
+    return _scatter(src, index, dim, out, dim_size, "min")
 
 
 def _check_dim(src: Tensor, dim: int) -> int:
@@ -201,7 +219,9 @@ def _torch_scatter(
     try:
         import torch_scatter
     except ImportError:
-        raise ImportError("scatter: backend='torch_scatter' needs the package torch-scatter; backend='native' needs nothing") from None
+        raise ImportError(
+            "scatter: backend='torch_scatter' needs the package torch-scatter; backend='native' needs nothing"
+        ) from None
     if reduce in ("max", "min"):
         return getattr(torch_scatter, f"scatter_{reduce}")(src, index, dim, out, dim_size)
     return torch_scatter.scatter(src, index, dim, out, dim_size, reduce)
@@ -246,7 +266,9 @@ def _gather_twin(src: Tensor, index: Tensor) -> Tensor:
 
 _library.define("scatter_sum(Tensor src, Tensor index, int dim_size) -> Tensor", _sum_twin)
 _library.define("scatter_mean(Tensor src, Tensor index, int dim_size) -> (Tensor, Tensor)", _mean_twin)
-_library.define("scatter_extreme(Tensor src, Tensor index, int dim_size, bool largest) -> (Tensor, Tensor)", _extreme_twin)
+_library.define(
+    "scatter_extreme(Tensor src, Tensor index, int dim_size, bool largest) -> (Tensor, Tensor)", _extreme_twin
+)
 _library.define("scatter_extreme_backward(Tensor grad, Tensor arg, int num_rows) -> Tensor", _extreme_backward_twin)
 _library.define("gather_rows(Tensor src, Tensor index) -> Tensor", _gather_twin)
 
@@ -293,7 +315,7 @@ def _save_mean(ctx, inputs: tuple, output: tuple) -> None:
 def _mean_backward(ctx, grad: Tensor, _: Tensor) -> tuple:
     index, count = ctx.saved_tensors
     share = grad / count.clamp(min=1).to(grad.dtype)[:, None]
-    return torch.ops.pointcept3m.gather_rows(share, index), None, None
+    return torch.ops.pointcept3m.gather_rows(share.contiguous(), index), None, None
 
 
 def _save_extreme(ctx, inputs: tuple, output: tuple) -> None:

@@ -78,7 +78,10 @@ def triple(value: int | Sequence[int], name: str = "kernel_size") -> tuple[int, 
 
 
 def check_coord(
-    coord: Tensor, spatial_shape: Sequence[int] | None = None, batch_size: int | None = None, margin: Sequence[int] = (0, 0, 0)
+    coord: Tensor,
+    spatial_shape: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    margin: Sequence[int] = (0, 0, 0),
 ) -> None:
     """Refuses coordinates that are not int32 [N, 4], lie outside the given shape, or span too much for 64-bit keys.
 
@@ -95,13 +98,19 @@ def check_coord(
     size = [batch_size, *(spatial_shape or (None,) * 3)]
     for name, least, most, limit in zip(("batch", "x", "y", "z"), low, high, size, strict=True):
         if limit is not None and (least < 0 or most >= limit):
-            raise ValueError(f"sparse coordinates: {name} must lie in [0, {limit}), found {least if least < 0 else most}")
+            raise ValueError(
+                f"sparse coordinates: {name} must lie in [0, {limit}), found {least if least < 0 else most}"
+            )
     extent = [most - least + 1 for least, most in zip(low, high, strict=True)]
     if math.prod(e + 2 * m for e, m in zip(extent, (0, *margin), strict=True)) >= MAX_CELLS:
-        raise ValueError(f"sparse coordinates span {extent} (batch, x, y, z), more cells than 64-bit keys can tell apart")
+        raise ValueError(
+            f"sparse coordinates span {extent} (batch, x, y, z), more cells than 64-bit keys can tell apart"
+        )
 
 
-def submanifold_rulebook(coord: Tensor, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1) -> Rulebook:
+def submanifold_rulebook(
+    coord: Tensor, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1
+) -> Rulebook:
     """The rulebook of a submanifold convolution: outputs stand where inputs stand.
 
     Args:
@@ -113,7 +122,9 @@ def submanifold_rulebook(coord: Tensor, kernel_size: int | Sequence[int], dilati
     """
     kernel, dilation = triple(kernel_size), triple(dilation, "dilation")
     if any(k < 1 or k % 2 == 0 for k in kernel) or min(dilation) < 1:
-        raise ValueError(f"a submanifold convolution needs an odd kernel and a positive dilation, got {kernel} and {dilation}")
+        raise ValueError(
+            f"a submanifold convolution needs an odd kernel and a positive dilation, got {kernel} and {dilation}"
+        )
     check_coord(coord, margin=[k // 2 * d for k, d in zip(kernel, dilation, strict=True)])
     pairs, start, rank, cell = torch.ops.pointcept3m.submanifold_pairs(coord.contiguous(), kernel, dilation)
     shared = cell if cell.numel() else None
@@ -140,7 +151,9 @@ def strided_rulebook(
     kernel, stride = triple(kernel_size), triple(stride, "stride")
     padding, dilation = triple(padding, "padding"), triple(dilation, "dilation")
     if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
-        raise ValueError(f"kernel {kernel}, stride {stride} and dilation {dilation} must be positive, padding {padding} not negative")
+        raise ValueError(
+            f"kernel {kernel}, stride {stride} and dilation {dilation} must be positive, padding {padding} not negative"
+        )
     check_coord(coord, spatial_shape)
     shape = strided_shape(spatial_shape, kernel, stride, padding, dilation)
     pairs, start, rank, cell, coord_out = torch.ops.pointcept3m.strided_pairs(
@@ -151,13 +164,19 @@ def strided_rulebook(
 
 
 def strided_shape(
-    spatial_shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    spatial_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[int, int, int]:
     """Size of the grid that a strided convolution makes of `spatial_shape`. Raises ValueError where none is left."""
     axes = zip(spatial_shape, kernel_size, stride, padding, dilation, strict=True)
     shape = tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in axes)
     if min(shape) < 1:
-        raise ValueError(f"a grid of {tuple(spatial_shape)} is too small for kernel {tuple(kernel_size)} with padding {tuple(padding)}")
+        raise ValueError(
+            f"a grid of {tuple(spatial_shape)} is too small for kernel {tuple(kernel_size)} with padding {tuple(padding)}"
+        )
     return shape
 
 
@@ -186,7 +205,14 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tens
         values = scatter(values, cell_in, 0, dim_size=num_cells, reduce=rulebook.reduce)
     flat = kernel.reshape(kernel.size(0), -1, kernel.size(4))
     out = torch.ops.pointcept3m.sparse_conv(
-        values.contiguous(), flat.contiguous(), rulebook.pairs, rulebook.start, rank_in, rank_out, rulebook.reverse, False
+        values.contiguous(),
+        flat.contiguous(),
+        rulebook.pairs,
+        rulebook.start,
+        rank_in,
+        rank_out,
+        rulebook.reverse,
+        False,
     )
     if cell_out is not None:
         out = torch.ops.pointcept3m.gather_rows(out, cell_out)
@@ -197,9 +223,13 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tens
 
 def _check_features(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tensor | None) -> None:
     if not features.is_floating_point() or not weight.is_floating_point():
-        raise TypeError(f"sparse_conv: features and weight must be floating point, got {features.dtype} and {weight.dtype}")
+        raise TypeError(
+            f"sparse_conv: features and weight must be floating point, got {features.dtype} and {weight.dtype}"
+        )
     if weight.dim() != 5 or tuple(weight.shape[1:4]) != tuple(rulebook.kernel_size):
-        raise ValueError(f"sparse_conv: weight must be [Cout, kx, ky, kz, Cin] with kernel {rulebook.kernel_size}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"sparse_conv: weight must be [Cout, kx, ky, kz, Cin] with kernel {rulebook.kernel_size}, got {tuple(weight.shape)}"
+        )
     if features.dim() != 2 or features.size(0) != rulebook.num_in or features.size(1) != weight.size(4):
         raise ValueError(
             f"sparse_conv: features must be [{rulebook.num_in}, {weight.size(4)}] for this rulebook and weight, got {tuple(features.shape)}"
@@ -252,7 +282,9 @@ def _join(pairs: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(pairs, 1).int().contiguous(), lengths.cumsum(0)
 
 
-def _submanifold_twin(coord: Tensor, kernel_size: list[int], dilation: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _submanifold_twin(
+    coord: Tensor, kernel_size: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cells, name, rank, cell = _cells(coord)
     if cells.size(0) == 0:
         return *_join([coord.new_empty(2, 0)] * math.prod(kernel_size)), rank, cell
@@ -271,7 +303,12 @@ def _submanifold_twin(coord: Tensor, kernel_size: list[int], dilation: list[int]
 
 
 def _strided_twin(
-    coord: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], out_shape: list[int]
+    coord: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_shape: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cells, name, rank, cell = _cells(coord)
     pad, step = (torch.tensor([0, *v], device=coord.device) for v in (padding, dilation))
@@ -299,7 +336,14 @@ def _each_offset(pairs: Tensor, start: Tensor, reverse: bool) -> list[tuple[int,
 
 
 def _sparse_conv_twin(
-    features: Tensor, weight: Tensor, pairs: Tensor, start: Tensor, rank_in: Tensor, rank_out: Tensor, reverse: bool, transpose: bool
+    features: Tensor,
+    weight: Tensor,
+    pairs: Tensor,
+    start: Tensor,
+    rank_in: Tensor,
+    rank_out: Tensor,
+    reverse: bool,
+    transpose: bool,
 ) -> Tensor:
     num_out = (rank_in if reverse else rank_out).size(0)
     out = features.new_zeros(num_out, weight.size(2 if transpose else 0))
@@ -319,7 +363,10 @@ def _grad_weight_twin(
 
 
 _library.define("coord_bounds(Tensor coord) -> Tensor", _bounds_twin)
-_library.define("submanifold_pairs(Tensor coord, int[] kernel_size, int[] dilation) -> (Tensor, Tensor, Tensor, Tensor)", _submanifold_twin)
+_library.define(
+    "submanifold_pairs(Tensor coord, int[] kernel_size, int[] dilation) -> (Tensor, Tensor, Tensor, Tensor)",
+    _submanifold_twin,
+)
 _library.define(
     "strided_pairs(Tensor coord, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] out_shape)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -357,14 +404,26 @@ def _(coord: Tensor, kernel_size: list[int], dilation: list[int]) -> tuple[Tenso
 
 @torch.library.register_fake("pointcept3m::strided_pairs")
 def _(
-    coord: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], out_shape: list[int]
+    coord: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_shape: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return *_fake_pairs(coord, kernel_size), coord.new_empty(torch.library.get_ctx().new_dynamic_size(), 4)
 
 
 @torch.library.register_fake("pointcept3m::sparse_conv")
 def _(
-    features: Tensor, weight: Tensor, pairs: Tensor, start: Tensor, rank_in: Tensor, rank_out: Tensor, reverse: bool, transpose: bool
+    features: Tensor,
+    weight: Tensor,
+    pairs: Tensor,
+    start: Tensor,
+    rank_in: Tensor,
+    rank_out: Tensor,
+    reverse: bool,
+    transpose: bool,
 ) -> Tensor:
     return features.new_empty((rank_in if reverse else rank_out).size(0), weight.size(2 if transpose else 0))
 
@@ -388,7 +447,9 @@ def _conv_backward(ctx, grad: Tensor) -> tuple:
     ops = torch.ops.pointcept3m
     grad_features = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_features = ops.sparse_conv(grad, weight, pairs, start, rank_in, rank_out, not ctx.reverse, not ctx.transpose)
+        grad_features = ops.sparse_conv(
+            grad, weight, pairs, start, rank_in, rank_out, not ctx.reverse, not ctx.transpose
+        )
     if ctx.needs_input_grad[1]:
         if ctx.transpose:
             grad_weight = ops.sparse_conv_grad_weight(grad, features, pairs, start, rank_in, rank_out, not ctx.reverse)
@@ -412,4 +473,6 @@ def _grad_weight_backward(ctx, grad: Tensor) -> tuple:
 
 
 torch.library.register_autograd("pointcept3m::sparse_conv", _conv_backward, setup_context=_save_conv)
-torch.library.register_autograd("pointcept3m::sparse_conv_grad_weight", _grad_weight_backward, setup_context=_save_grad_weight)
+torch.library.register_autograd(
+    "pointcept3m::sparse_conv_grad_weight", _grad_weight_backward, setup_context=_save_grad_weight
+)

@@ -28,7 +28,9 @@ class SparseConvTensor:
         self.spatial_shape = tuple(int(s) for s in spatial_shape)
         self.batch_size = int(batch_size)
         if len(self.spatial_shape) != 3 or min(self.spatial_shape) < 1 or self.batch_size < 1:
-            raise ValueError(f"SparseConvTensor: wanted three positive sizes and a positive batch size, got {spatial_shape}, {batch_size}")
+            raise ValueError(
+                f"SparseConvTensor: wanted three positive sizes and a positive batch size, got {spatial_shape}, {batch_size}"
+            )
         check_coord(indices, self.spatial_shape, self.batch_size)
         self._set(features, indices, {} if indice_dict is None else indice_dict)
 

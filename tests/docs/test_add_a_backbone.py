@@ -1,44 +1,36 @@
-"""docs/add_a_backbone.md is run as a reader would: its file is written, its config line is used, the model trains."""
+"""docs/add_a_backbone.md is run as a reader would: one file, one config line, one command."""
 
-import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 
-import pytest
-import torch
-
-from pointcept3m.models import build_model
-from pointcept3m.utils.config import Config
+from pointcept3m.datasets.rooms import write_rooms
 from tests.conftest import REPOSITORY
-from tests.models.test_gaussiancross import make_batch, tiny_config
 
 PAGE = (REPOSITORY / "docs/add_a_backbone.md").read_text()
 
 
-@pytest.fixture
-def backbone_file(tmp_path, monkeypatch):
-    """The page's first Python block as a module that can be imported."""
-    (tmp_path / "voxel_mlp_from_the_page.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.S)[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "voxel_mlp_from_the_page"
-    sys.modules.pop("voxel_mlp_from_the_page", None)
-
-
-def test_the_page_adds_a_backbone(backbone_file, tmp_path):
-    importlib.import_module(backbone_file)
-    config_line = re.findall(r"```python\n(.*?)```", PAGE, re.S)[1]
-    base = tmp_path / "base.py"
-    base.write_text(f"model = {tiny_config(backbone_out_channels=32)!r}\n")
-    leaf = tmp_path / "leaf.py"
-    leaf.write_text(f'_base_ = ["base.py"]\n{config_line}')
-    model = build_model(Config.fromfile(str(leaf)).model)
-    assert type(model.backbone).__name__ == "VoxelMLP"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch, values = make_batch(), []
-    for _ in range(15):
-        loss = model(batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
-    assert values[-1] < values[0]
+def test_the_page_adds_a_backbone(tmp_path):
+    for folder in ("pointcept3m", "configs", "tools"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    backbone, config_line = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    (tmp_path / re.search(r"`(pointcept3m/models/backbones/\w+\.py)`", PAGE)[1]).write_text(backbone)
+    command = re.search(r"python (tools/train\.py --config-file (\S+))", PAGE)
+    (tmp_path / command[2]).write_text(f"{re.search(r'`(_base_ = .*?)`', PAGE)[1]}\n{config_line}")
+    for split, seed in (("train", 6), ("val", 7)):
+        write_rooms(tmp_path / "data/rooms", split, 1, seed, num_frames=10, workers=0)
+    settings = ["epoch=2", "eval_epoch=1", "batch_size=1", "num_worker=0", "save_path='exp'"]
+    result = subprocess.run(
+        [sys.executable, *command[1].split(), "--options", *settings],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    metrics = json.loads((tmp_path / "exp/metrics.json").read_text())["metrics"]
+    assert metrics["depth_mae"] < metrics["depth_mae_at_start"]
+    assert 0 <= metrics["probe_mIoU"] <= 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pointcept3m.models import build_model
-from pointcept3m.models.backbones import SpUNet
+from pointcept3m.models.backbones.spunet import SpUNet
 
 SMALL = dict(base_channels=8, channels=(8, 12, 16, 20, 20, 16, 12, 10), layers=(1,) * 8)
 
@@ -78,7 +78,9 @@ def test_encoder_alone_by_both_names():
 
 
 def test_other_depths():
-    model = build_model(dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, channels=(8, 16, 12, 10), layers=(1, 2, 1, 1)))
+    model = build_model(
+        dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, channels=(8, 16, 12, 10), layers=(1, 2, 1, 1))
+    )
     assert model(make_input(channels=3)).shape == (500, 10)
 
 
@@ -86,7 +88,7 @@ def test_scenes_are_independent_in_eval():
     model, batch = small().eval(), make_input()
     with torch.no_grad():
         both = model(batch)
-        alone = model(dict(grid_coord=batch["grid_coord"][300:] , feat=batch["feat"][300:], offset=torch.tensor([200])))
+        alone = model(dict(grid_coord=batch["grid_coord"][300:], feat=batch["feat"][300:], offset=torch.tensor([200])))
     torch.testing.assert_close(alone, both[300:], rtol=1e-4, atol=1e-6)
 
 

@@ -363,6 +363,15 @@ def test_timm_needs_weights_and_says_how(timm, tmp_path):
         TimmTeacher("vit_base_patch14_dinov2", weight=tmp_path / "w.pth", model_args=TINY)
 
 
+def test_download_that_fails_says_how_to_do_without(timm, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(RuntimeError, match="could not download nvidia/RADIO-B .no route to host.*hf download"):
+        TimmTeacher("radio_v2.5-b", pretrained=True, model_args=TINY)
+
+
 def radio_weights(width=48, depth=2, prefix_tokens=6, side=8, patch=16, layer_scale=False):
     """A made-up file as NVIDIA publishes it, of a small encoder."""
 

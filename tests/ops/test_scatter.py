@@ -37,7 +37,9 @@ def by_hand(src, index, dim, dim_size, reduce):
 def test_matches_a_loop(shape, dim, reduce, whole):
     src = torch.randn(shape, dtype=torch.float64)
     index = torch.randint(0, 8, shape if whole else (shape[dim],))
-    wide = index if whole else index.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+    wide = (
+        index if whole else index.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+    )
     expected, arg = by_hand(src, wide, dim, 10, reduce)
     got = ops.scatter(src, index, dim, dim_size=10, reduce=reduce)
     if reduce in ("max", "min"):
@@ -186,7 +188,10 @@ def test_compiles_in_one_piece():
     src = torch.randn(9, 4, requires_grad=True)
 
     def run(src):
-        return ops.scatter(src, index, 0, dim_size=6, reduce="mean").square() + ops.scatter_max(src, index, 0, dim_size=6)[0]
+        return (
+            ops.scatter(src, index, 0, dim_size=6, reduce="mean").square()
+            + ops.scatter_max(src, index, 0, dim_size=6)[0]
+        )
 
     expected = run(src)
     got = torch.compile(run, fullgraph=True, backend="aot_eager")(src)
@@ -214,3 +219,17 @@ def test_absent_backend_says_so():
             ops.scatter(torch.randn(2, 2), torch.tensor([0, 1]), 0, backend="torch_scatter")
     else:
         pytest.skip("torch-scatter is installed")
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_a_gradient_in_another_memory_order_is_taken(reduce):
+    """A result that is transposed afterwards, as a feature volume is, hands back a gradient that is not contiguous."""
+    index, weight = torch.randint(0, 6, (20,)), torch.randn(5, 6)
+    grads = []
+    for transpose in (True, False):
+        torch.manual_seed(1)
+        src = torch.randn(20, 5, requires_grad=True)
+        out = ops.scatter(src, index, dim=0, dim_size=6, reduce=reduce)
+        ((out.T * weight) if transpose else (out * weight.T)).sum().backward()
+        grads.append(src.grad)
+    assert torch.equal(*grads)

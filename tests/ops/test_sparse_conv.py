@@ -49,7 +49,9 @@ def test_submanifold_is_dense_conv(dtype, kernel, dilation, cin, cout):
     bias = torch.randn(cout, dtype=dtype, requires_grad=True)
     ours = ops.sparse_conv(features, weight, ops.submanifold_rulebook(coord, kernel, dilation), bias)
     padding = [k // 2 * dilation for k in size]
-    dense = F.conv3d(dense_grid(features, coord), weight.permute(0, 4, 1, 2, 3), bias, padding=padding, dilation=dilation)
+    dense = F.conv3d(
+        dense_grid(features, coord), weight.permute(0, 4, 1, 2, 3), bias, padding=padding, dilation=dilation
+    )
     assert_same_with_gradients(ours, at(dense, coord), (features, weight, bias), dtype)
 
 
@@ -64,7 +66,9 @@ def test_strided_is_dense_conv(dtype, kernel, stride, padding, dilation):
     settings = dict(stride=stride, padding=padding, dilation=dilation)
     dense = F.conv3d(dense_grid(features, coord), weight.permute(0, 4, 1, 2, 3), **settings)
     assert_same_with_gradients(ours, at(dense, rulebook.coord_out), (features, weight), dtype)
-    reached = F.conv3d(dense_grid(torch.ones(len(coord), 1), coord), torch.ones(1, 1, kernel, kernel, kernel), **settings)
+    reached = F.conv3d(
+        dense_grid(torch.ones(len(coord), 1), coord), torch.ones(1, 1, kernel, kernel, kernel), **settings
+    )
     assert torch.equal(rulebook.coord_out.long(), (reached[:, 0] > 0).nonzero())  # all sites, in cell order
 
 
@@ -248,7 +252,9 @@ def test_empty_single_and_non_contiguous():
     kernel = torch.randn(8, 6, 3, 3, 3).permute(0, 2, 3, 4, 1)
     crooked = torch.cat([coord, coord], 1)[:, 2:6].roll(2, 1)
     out = ops.sparse_conv(wide, kernel, ops.submanifold_rulebook(torch.stack(list(crooked.t())).t(), 3))
-    torch.testing.assert_close(out, ops.sparse_conv(wide.contiguous(), kernel.contiguous(), ops.submanifold_rulebook(coord, 3)))
+    torch.testing.assert_close(
+        out, ops.sparse_conv(wide.contiguous(), kernel.contiguous(), ops.submanifold_rulebook(coord, 3))
+    )
 
 
 def test_half_precision():

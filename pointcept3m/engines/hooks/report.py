@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from pointcept3m import __version__
-from pointcept3m.engines.check import usable_cores
 from pointcept3m.engines.defaults import write_json
 from pointcept3m.engines.hooks.builder import HOOKS
 from pointcept3m.engines.report import write_report
 from pointcept3m.ops._library import status as ops_status
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
+from pointcept3m.utils.machine import usable_cores
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

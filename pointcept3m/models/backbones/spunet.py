@@ -33,7 +33,9 @@ class BasicBlock(SparseModule):
         if in_channels == channels:
             self.proj = SparseSequential(nn.Identity())
         else:
-            self.proj = SparseSequential(SubMConv3d(in_channels, channels, 1, bias=False, backend=backend), norm(channels))
+            self.proj = SparseSequential(
+                SubMConv3d(in_channels, channels, 1, bias=False, backend=backend), norm(channels)
+            )
         self.conv1 = SubMConv3d(in_channels, channels, 3, bias=False, indice_key=indice_key, backend=backend)
         self.bn1 = norm(channels)
         self.conv2 = SubMConv3d(channels, channels, 3, bias=False, indice_key=indice_key, backend=backend)
@@ -77,12 +79,16 @@ class SpUNet(nn.Module):
     ):
         super().__init__()
         if len(channels) != len(layers) or len(channels) % 2 or not channels:
-            raise ValueError(f"SpUNet: channels and layers must be equally many and even in number, got {channels} and {layers}")
+            raise ValueError(
+                f"SpUNet: channels and layers must be equally many and even in number, got {channels} and {layers}"
+            )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.num_stages = len(channels) // 2
         self.enc_mode = enc_mode if cls_mode is None else cls_mode
         self.conv_input = SparseSequential(
-            SubMConv3d(in_channels, base_channels, 5, bias=False, indice_key="stem", backend=backend), norm(base_channels), nn.ReLU()
+            SubMConv3d(in_channels, base_channels, 5, bias=False, indice_key="stem", backend=backend),
+            norm(base_channels),
+            nn.ReLU(),
         )
         self.down, self.enc, self.up, self.dec = (nn.ModuleList() for _ in range(4))
         finer = base_channels
@@ -130,12 +136,16 @@ class SpUNet(nn.Module):
             raise KeyError(f"SpUNet: input_dict lacks {', '.join(missing)}; it has {', '.join(map(str, input_dict))}")
         grid_coord, feat, offset = (input_dict[key] for key in ("grid_coord", "feat", "offset"))
         if grid_coord.is_floating_point() or grid_coord.dim() != 2 or grid_coord.size(1) != 3:
-            raise ValueError(f"SpUNet: grid_coord must be integers [N, 3], got {grid_coord.dtype} {tuple(grid_coord.shape)}")
+            raise ValueError(
+                f"SpUNet: grid_coord must be integers [N, 3], got {grid_coord.dtype} {tuple(grid_coord.shape)}"
+            )
         num_points = grid_coord.size(0)
         if tuple(feat.shape) != (num_points, self.in_channels):
             raise ValueError(f"SpUNet: feat must be [{num_points}, {self.in_channels}], got {tuple(feat.shape)}")
         if num_points == 0 or offset.numel() == 0 or int(offset[-1]) != num_points:
-            raise ValueError(f"SpUNet: offset must end with the number of points, at least one; got {offset.tolist()} for {num_points}")
+            raise ValueError(
+                f"SpUNet: offset must end with the number of points, at least one; got {offset.tolist()} for {num_points}"
+            )
         count = torch.diff(offset, prepend=offset.new_zeros(1))
         batch = torch.repeat_interleave(torch.arange(offset.numel(), device=offset.device), count)
         low, high = (v.tolist() for v in torch.aminmax(grid_coord, dim=0))

@@ -71,7 +71,11 @@ class SparseConvolution(SparseModule):
             raise ValueError(f"{type(self).__name__}: only groups=1 is supported, got {groups}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = triple(kernel_size)
-        self.stride, self.padding, self.dilation = triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation")
+        self.stride, self.padding, self.dilation = (
+            triple(stride, "stride"),
+            triple(padding, "padding"),
+            triple(dilation, "dilation"),
+        )
         self.indice_key = indice_key
         self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -90,14 +94,20 @@ class SparseConvolution(SparseModule):
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return text + (f", indice_key={self.indice_key!r}" if self.indice_key else "") + ("" if self.bias is not None else ", bias=False")
+        return (
+            text
+            + (f", indice_key={self.indice_key!r}" if self.indice_key else "")
+            + ("" if self.bias is not None else ", bias=False")
+        )
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Raises: TypeError for anything but a sparse tensor, ValueError where channels or `indice_key` do not fit."""
         if not isinstance(x, SparseConvTensor):
             raise TypeError(f"{type(self).__name__}: wanted a SparseConvTensor, got {type(x).__name__}")
         if x.features.size(1) != self.in_channels:
-            raise ValueError(f"{type(self).__name__}: wanted {self.in_channels} input channels, got {x.features.size(1)}")
+            raise ValueError(
+                f"{type(self).__name__}: wanted {self.in_channels} input channels, got {x.features.size(1)}"
+            )
         return self._forward_peer(x) if self._peer else self._forward_native(x)
 
     def _forward_native(self, x: SparseConvTensor) -> SparseConvTensor:
@@ -114,9 +124,13 @@ class SparseConvolution(SparseModule):
         if data is None:
             data = x.indice_dict[self.indice_key] = self._make_indice_data(x, geometry)
         if data.geometry != geometry:
-            raise ValueError(f"indice_key {self.indice_key!r} belongs to {data.geometry}, and {geometry} needs another key")
+            raise ValueError(
+                f"indice_key {self.indice_key!r} belongs to {data.geometry}, and {geometry} needs another key"
+            )
         if data.indices is not x.indices and not torch.equal(data.indices, x.indices):
-            raise ValueError(f"indice_key {self.indice_key!r} belongs to other voxels than the {x.indices.size(0)} it is used on")
+            raise ValueError(
+                f"indice_key {self.indice_key!r} belongs to other voxels than the {x.indices.size(0)} it is used on"
+            )
         return data
 
     def _make_indice_data(self, x: SparseConvTensor, geometry: tuple) -> IndiceData:
@@ -189,7 +203,13 @@ class SparseInverseConv3d(SparseConvolution):
     """Leads back from the outputs of the SparseConv3d with the same `indice_key` to its inputs, in their order."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Size, indice_key: str, bias: bool = True, backend: str | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        indice_key: str,
+        bias: bool = True,
+        backend: str | None = None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, bias=bias, indice_key=indice_key, backend=backend)
 
@@ -197,12 +217,25 @@ class SparseInverseConv3d(SparseConvolution):
         data = x.indice_dict.get(self.indice_key)
         if data is None:
             known = [key for key in x.indice_dict if key != _PEER_DICT]
-            raise ValueError(f"SparseInverseConv3d: no SparseConv3d has run with indice_key {self.indice_key!r}; {near_names(self.indice_key, known)}")
+            raise ValueError(
+                f"SparseInverseConv3d: no SparseConv3d has run with indice_key {self.indice_key!r}; {near_names(self.indice_key, known)}"
+            )
         if data.geometry[0] != "SparseConv3d" or data.geometry[1] != self.kernel_size:
-            raise ValueError(f"SparseInverseConv3d: indice_key {self.indice_key!r} belongs to {data.geometry}, wanted a SparseConv3d with kernel {self.kernel_size}")
+            raise ValueError(
+                f"SparseInverseConv3d: indice_key {self.indice_key!r} belongs to {data.geometry}, wanted a SparseConv3d with kernel {self.kernel_size}"
+            )
         if data.out_indices is not x.indices and not torch.equal(data.out_indices, x.indices):
-            raise ValueError(f"SparseInverseConv3d: the input does not stand on the outputs of indice_key {self.indice_key!r}")
-        return IndiceData(data.rulebook.inverse(data.indices), x.indices, data.indices, x.spatial_shape, data.spatial_shape, data.geometry)
+            raise ValueError(
+                f"SparseInverseConv3d: the input does not stand on the outputs of indice_key {self.indice_key!r}"
+            )
+        return IndiceData(
+            data.rulebook.inverse(data.indices),
+            x.indices,
+            data.indices,
+            x.spatial_shape,
+            data.spatial_shape,
+            data.geometry,
+        )
 
     def _make_peer(self, spconv) -> nn.Module:
         return spconv.SparseInverseConv3d(
@@ -214,5 +247,7 @@ def _import_spconv():
     try:
         import spconv.pytorch as spconv
     except ImportError:
-        raise ImportError("backend='spconv' needs the package spconv (on a GPU: spconv-cu120); backend='native' needs nothing") from None
+        raise ImportError(
+            "backend='spconv' needs the package spconv (on a GPU: spconv-cu120); backend='native' needs nothing"
+        ) from None
     return spconv
