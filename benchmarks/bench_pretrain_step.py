@@ -3,7 +3,8 @@
     python benchmarks/bench_pretrain_step.py -c configs/gaussiancross/rooms.py --steps 10 [--options a.b=c ...]
 
 Prints a markdown table of medians: data (one batch in this process), backbone, scatter, 3D CNN, heads, rasterizer,
-teacher, projection and losses, backward, optimizer. Peak memory is the process's on a CPU, the allocator's on a GPU.
+teacher, projection and losses, backward, optimizer (clipping included). One step is one batch of `batch_size` with an
+update after it, under the config's `enable_amp`, `amp_dtype` and `clip_grad`. Peak memory is the process's on a CPU, the allocator's on a GPU.
 """
 
 import argparse
@@ -17,10 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from pointcept3m.datasets import build_dataset, collate_fn
+from pointcept3m.engines import step
+from pointcept3m.engines.defaults import default_config_parser, fill_registries, import_custom, with_defaults
 from pointcept3m.engines.loader import to_device
 from pointcept3m.models import build_model
 from pointcept3m.models.gaussiancross import model as gaussiancross
-from pointcept3m.utils.config import Config, parse_options
 from pointcept3m.utils.optimizer import build_optimizer
 
 
@@ -75,12 +77,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--options", nargs="+", default=[])
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config_file)
-    cfg.merge_from_dict(parse_options(args.options))
+    cfg = with_defaults(default_config_parser(args.config_file, args.options))
+    fill_registries()
+    import_custom(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = step.Precision(cfg.enable_amp, cfg.amp_dtype, device)
     torch.manual_seed(0)
     model = build_model(cfg.model).to(device).train()
-    optimizer = build_optimizer(cfg.optimizer, model)
+    optimizer = build_optimizer(cfg.optimizer, model, cfg.param_dicts)
     clock = Stopwatch(device)
     watch(model, clock)
     loader = DataLoader(build_dataset(cfg.data.train), cfg.batch_size, shuffle=True, collate_fn=collate_fn, drop_last=True)
@@ -94,23 +98,24 @@ def main() -> None:
                 clock.step.clear()
                 break
             batch = to_device(batch, device)
-            with clock.part("forward"):
+            with clock.part("forward"), precision.autocast():
                 output = model(batch)
             with clock.part("backward"):
-                output["loss"].backward()
+                step.backward(output["loss"], 1, precision.scaler)
             with clock.part("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad()
+                step.update(model, optimizer, None, precision.scaler, cfg.clip_grad, f"step {done}")
             num_gaussians.append(output["num_gaussians"].item())
             done += 1
             if done == args.warmup:
                 clock.step.clear()
                 clock.seconds.clear()
             clock.end_step()
-    report(clock, device, args, num_gaussians)
+    report(clock, device, args, precision, num_gaussians)
 
 
-def report(clock: Stopwatch, device: torch.device, args: argparse.Namespace, num_gaussians: list[float]) -> None:
+def report(
+    clock: Stopwatch, device: torch.device, args: argparse.Namespace, precision: step.Precision, num_gaussians: list[float]
+) -> None:
     """Prints the table of medians."""
     medians = {name: statistics.median(values) for name, values in clock.seconds.items()}
     inside = ("backbone", "scatter", "3D CNN", "heads", "rasterizer", "teacher")
@@ -118,6 +123,7 @@ def report(clock: Stopwatch, device: torch.device, args: argparse.Namespace, num
     total = medians["data"] + medians["forward"] + medians["backward"] + medians["optimizer"]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.config_file}, {args.steps} steps, {name}, torch {torch.__version__}, "
+          f"{str(precision.dtype).removeprefix('torch.')}, "
           f"{statistics.median(num_gaussians):.0f} Gaussians a scene\n")  # fmt: skip
     print("| part | ms | share |\n|---|---|---|")
     for part in ("data", *inside, "projection and losses", "backward", "optimizer"):

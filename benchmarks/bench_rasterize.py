@@ -25,14 +25,15 @@ from pointcept3m.ops.rasterize_to_pixels import (
     rasterize_to_pixels_twin,
 )
 
-DATA = Path(os.environ.get("POINTCEPT3M_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
 
 def load_garden(scale: float) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor, int, int]]:
     """Means, quats, scales (up to 0.02 `scale` m), opacities; and viewmats, Ks, width, height of view 0."""
-    path = DATA / "gsplat_garden" / "test_garden.npz"
+    root = os.environ.get("POINTCEPT3M_DATA")
+    if not root:
+        raise SystemExit("POINTCEPT3M_DATA is not set; it must name the folder that holds gsplat_garden/test_garden.npz")
+    path = Path(root) / "gsplat_garden" / "test_garden.npz"
     if not path.is_file():
-        raise SystemExit(f"{path} is absent; set POINTCEPT3M_DATA to the folder that holds gsplat_garden/")
+        raise SystemExit(f"{path} is absent; POINTCEPT3M_DATA must name the folder that holds gsplat_garden/")
     data = np.load(path, allow_pickle=False)
     means = torch.from_numpy(data["means3d"])
     means = means[(means.abs() < 2).all(1)]

@@ -19,7 +19,8 @@ import torch
 from pointcept3m import ops
 from pointcept3m.models.backbones.spunet import SpUNet
 from pointcept3m.ops import _library
-from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin, _submanifold_twin
+from pointcept3m.ops.rulebook import _submanifold_twin
+from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin
 
 VOXEL = 0.1  # metres
 DEMO = dict(in_channels=6, num_classes=0, channels=(16, 32, 48, 64, 64, 48, 32, 32), layers=(1,) * 8)
@@ -37,14 +38,15 @@ def median_ms(run: Callable[[], object], repeats: int) -> float:
 
 def load_cloud() -> tuple[torch.Tensor, str]:
     """(int32 [N, 4] distinct voxels in random order, where they are from)."""
-    path = Path(os.environ.get("POINTCEPT3M_DATA", "data")) / "spconv_cloud" / "benchmark-pc.npz"
-    if path.is_file():
+    root = os.environ.get("POINTCEPT3M_DATA")
+    path = Path(root or ".") / "spconv_cloud" / "benchmark-pc.npz"
+    if root and path.is_file():
         coord = torch.from_numpy(np.load(path, allow_pickle=False)["pc"][:, :3])
         name = path.name
     else:
         flat = torch.rand(400_000, 2) * 60
         coord = torch.cat([flat, (flat * 0.7).sin().sum(1, keepdim=True)], 1)
-        name = f"a generated surface ({path} is absent)"
+        name = f"a generated surface ({f'{path} is absent' if root else 'POINTCEPT3M_DATA is not set'})"
     cells = torch.unique(((coord - coord.amin(0)) / VOXEL).floor().int(), dim=0)
     cells = cells[torch.randperm(len(cells))]
     return torch.cat([torch.zeros(len(cells), 1, dtype=torch.int32), cells], 1).contiguous(), name

@@ -26,7 +26,7 @@ VARIANTS = {
     "without offset": ["model.offset_max=0"],
     "colour and depth only": ["model.targets=('image','depth')", "model.teacher=None"],
     "colour only": ["model.targets=('image',)", "model.teacher=None"],
-    "feature only": ["model.targets=('feature',)"],
+    "text-aligned teacher": ["model.teacher.name='text'"],
 }
 COLUMNS = ("psnr", "psnr_at_start", "depth_mae", "depth_mae_at_start", "feature_cosine", "probe_mIoU", "probe_mIoU_at_start")
 
@@ -36,10 +36,8 @@ def train(variant: str, seed: int, args: argparse.Namespace, threads: int) -> di
     folder = args.runs / variant.replace(" ", "_") / f"seed{seed}"
     metrics = folder / "metrics.json"
     if not metrics.exists():
-        command = [sys.executable, "tools/train.py", "--config-file", CONFIG, "--options", f"save_path={folder}", f"seed={seed}"]
-        command += [f"data_root={args.data}", *[f"data.{split}.data_root={args.data}" for split in ("train", "val")]]
-        command += [f"hooks.4.{split}.data_root={args.data}" for split in ("train", "val")]
-        command += [*VARIANTS[variant], *args.options]
+        command = [sys.executable, "tools/train.py", "--config-file", CONFIG, "--options", f"save_path={str(folder)!r}", f"seed={seed}"]
+        command += [f"data_root={str(args.data)!r}", *VARIANTS[variant], *args.options]
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "stdout.txt", "w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -4,7 +4,6 @@ torch is imported by the verb that needs it, never here, so that `--help` answer
 """
 
 import argparse
-import dis
 import importlib.util
 import os
 import sys
@@ -12,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pointcept3m import __version__
+from pointcept3m.utils.errors import raised_here
 from pointcept3m.utils.registry import near_names
 
-PACKAGE = Path(__file__).resolve().parent
-USER_ERRORS = (ValueError, TypeError, KeyError, IndexError, OSError, ImportError, FloatingPointError)
+USER_ERRORS = (ValueError, TypeError, KeyError, IndexError, OSError, ImportError, FloatingPointError, RuntimeError)
 
 OVERVIEW = """\
 Self-supervised pretraining of 3D backbones, from one command.
@@ -143,7 +142,7 @@ def run_for_user(function: Callable[[Sequence[str]], int], argv: Sequence[str]) 
         print("interrupted", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
-        if os.environ.get("POINTCEPT3M_TRACEBACK") == "1" or not _raised_here(error):
+        if os.environ.get("POINTCEPT3M_TRACEBACK") == "1" or not raised_here(error):
             raise
         print(describe(error), file=sys.stderr)
         return 1
@@ -154,23 +153,6 @@ def describe(error: BaseException) -> str:
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
     return "\n".join([f"error: {message}", *notes, "  (POINTCEPT3M_TRACEBACK=1 shows where it was raised)"])
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made the error (or a file is missing, whoever opened it).
-
-    A TypeError that Python itself raises inside our code is a mistake of ours, and its traceback is wanted.
-    """
-    if isinstance(error, FileNotFoundError):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    ours = Path(code.co_filename).resolve().is_relative_to(PACKAGE)
-    return ours and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 if __name__ == "__main__":

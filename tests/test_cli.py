@@ -78,6 +78,23 @@ def test_a_mistake_in_the_code_keeps_its_traceback():
         cli.run_for_user(mistaken, [])
 
 
+def test_a_runtime_error_is_a_sentence_where_we_raise_it(capsys, monkeypatch):
+    """Ours becomes one line; torch's own, from within our call, keeps its traceback."""
+    import torch
+
+    from pointcept3m.utils import comm
+
+    def refused(*arguments, **options):
+        raise torch.distributed.DistNetworkError("port in use")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", refused)
+    assert cli.run_for_user(lambda argv: comm.init_process_group(5), []) == 1
+    assert capsys.readouterr().err.startswith("error: rank None: not all 2 processes joined within 5 s")
+    with pytest.raises(RuntimeError, match="shape"):
+        cli.run_for_user(lambda argv: torch.ones(2).reshape(3), [])
+
+
 def test_an_error_names_what_was_being_built(capsys):
     from pointcept3m.utils.registry import Registry
 
@@ -85,7 +102,7 @@ def test_an_error_names_what_was_being_built(capsys):
     with pytest.raises(KeyError) as caught:
         registry.build({"type": "Absent"})
     caught.value.__notes__ = ["while building a test"]
-    assert cli._raised_here(caught.value)
+    assert cli.raised_here(caught.value)
     text = cli.describe(caught.value)
     assert text.splitlines()[:2] == ["error: things has no 'Absent'; known: none", "  while building a test"]
 

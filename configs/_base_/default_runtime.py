@@ -1,5 +1,5 @@
 weight = None  # path of a checkpoint to start from (.pth or .safetensors)
-resume = False  # continue the run in save_path
+resume = False  # True continues the run in save_path; or the path of a checkpoint
 evaluate = True  # evaluate after each of the eval_epoch rounds
 test_only = False
 seed = None  # None draws one; it stands in metrics.json

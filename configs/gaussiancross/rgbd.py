@@ -1,4 +1,4 @@
-"""GaussianCross on any folder of posed RGB-D frames, at a size that a CPU trains in half an hour.
+"""GaussianCross on any folder of posed RGB-D frames, at a size that a CPU trains.
 
 First `python tools/preprocess/rgbd.py --input FRAMES --output data/rgbd/train/NAME`, once a sequence; the split `train`
 may hold as many as you like. Every eighth frame is held out: it is in no training view and not in the fused cloud.
@@ -6,16 +6,14 @@ may hold as many as you like. Every eighth frame is held out: it is in no traini
 
 _base_ = ["rooms.py"]
 
-epoch = 400
-eval_epoch = 4
+epoch = 300  # of one sequence: 150 steps; of two: 300
+eval_epoch = 3
 image_size = (120, 160)
 
 data_root = "data/rgbd"
-model = dict(volume_shape=(64, 64, 32), volume_channels=(16, 32, 64), anchor_channels=32)
-data = dict(
-    train=dict(type="RGBDFolderDataset", split="train", data_root=data_root, image_size=image_size),
-    val=dict(type="RGBDFolderDataset", split="train", data_root=data_root, image_size=image_size, num_cameras=6),
-)
+model = dict(volume_shape=(64, 64, 32))
+views = dict(type="RGBDFolderDataset", split="train", data_root=data_root, image_size=image_size)
+data = dict(train=views, val=dict(**views, num_cameras=6), test=dict(**views, num_cameras=6))
 
 hooks = [
     dict(type="CheckpointLoader"),

@@ -32,9 +32,10 @@ model = dict(
     feature_dim=64,  # ours
     opacity_threshold=0.3,
     offset_max=1.0,  # ours, in cells
-    image_weight=10.0,  # ours, from PonderV2, as the two below
-    depth_weight=1.0,
-    feature_weight=1.0,
+    image_weight=10.0,  # ours, from PonderV2
+    depth_weight=1.0,  # ours, from PonderV2
+    feature_weight=1.0,  # ours: PonderV2's 0.1 weighs labels, a teacher's features are the main target here
+    feature_resolution="teacher",  # ours: Eq. 19 compares at the image's size, which costs 4.7 GB a scene at 768 channels
 )
 
 optimizer = dict(type="AdamW", lr=2e-3, weight_decay=0.05)  # ours: the weight decay
@@ -42,61 +43,53 @@ scheduler = dict(type="OneCycleLR", max_lr=2e-3, pct_start=0.05, anneal_strategy
 
 data_root = "data/scannet"
 rgb_root = None  # None: the frames lie in each scene's folder; GaussianCross's layout: "data/scannet/rgbd"
-data = dict(
-    train=dict(
-        type="ScanNetRGBDDataset",
-        split="train",
-        data_root=data_root,
-        rgb_root=rgb_root,
-        num_cameras=5,
-        image_size=(480, 640),
-        view_split="train",
-        transform=[
-            dict(type="CenterShift", apply_z=True),
-            dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5),
-            dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5),
-            dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5),
-            dict(type="RandomScale", scale=[0.9, 1.1], anisotropic=True),
-            dict(type="RandomFlip", p=0.5),
-            dict(type="RandomMask", ratio=0.5),
-            dict(type="GridSample", grid_size=0.02, hash_type="fnv", mode="train", return_grid_coord=True),
-            dict(type="NormalizeColor", mode="minus_one_one"),
-            dict(type="ToTensor"),
-            dict(
-                type="Collect",
-                keys=("coord", "grid_coord", "name", "view_name", "rgb", "depth", "intrinsic", "extrinsic"),
-                feat_keys=("color", "normal"),
-            ),
-        ],
-    ),
-    val=dict(
-        type="ScanNetRGBDDataset",
-        split="val",
-        data_root=data_root,
-        rgb_root=rgb_root,
-        num_cameras=5,
-        image_size=(480, 640),
-        view_split="heldout",
-        test_mode=True,
-        transform=[
-            dict(type="CenterShift", apply_z=True),
-            dict(type="GridSample", grid_size=0.02, hash_type="fnv", mode="train", return_grid_coord=True),
-            dict(type="NormalizeColor", mode="minus_one_one"),
-            dict(type="ToTensor"),
-            dict(
-                type="Collect",
-                keys=("coord", "grid_coord", "name", "view_name", "rgb", "depth", "intrinsic", "extrinsic"),
-                feat_keys=("color", "normal"),
-            ),
-        ],
-    ),
+class_names = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk",
+    "curtain", "refrigerator", "shower curtain", "toilet", "sink", "bathtub", "otherfurniture",
+)  # fmt: skip
+
+views = dict(type="ScanNetRGBDDataset", data_root=data_root, rgb_root=rgb_root, num_cameras=5, image_size=(480, 640))
+view_keys = ("coord", "grid_coord", "name", "view_name", "rgb", "depth", "intrinsic", "extrinsic")
+sample = [
+    dict(type="GridSample", grid_size=0.02, hash_type="fnv", mode="train", return_grid_coord=True),
+    dict(type="NormalizeColor", mode="minus_one_one"),
+    dict(type="ToTensor"),
+]
+augmentation = [
+    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5),
+    dict(type="RandomScale", scale=[0.9, 1.1], anisotropic=True),
+    dict(type="RandomFlip", p=0.5),
+    dict(type="RandomMask", ratio=0.5),
+]
+center = dict(type="CenterShift", apply_z=True)
+collect_views = dict(type="Collect", keys=view_keys, feat_keys=("color", "normal"))
+heldout_views = dict(**views, split="val", view_split="heldout", test_mode=True, transform=[center, *sample, collect_views])
+labelled = dict(
+    type="ScanNetDataset",
+    data_root=data_root,
+    transform=[center, *sample, dict(type="Collect", keys=("coord", "grid_coord", "segment"), feat_keys=("color", "normal"))],
 )
+data = dict(
+    train=dict(**views, split="train", view_split="train", transform=[center, *augmentation, *sample, collect_views]),
+    val=heldout_views,
+    test=heldout_views,
+)
+test = dict(type="RenderTester")
 
 hooks = [
     dict(type="CheckpointLoader"),
     dict(type="IterationTimer", warmup_iter=2),
     dict(type="InformationWriter"),
     dict(type="RenderEvaluator"),
+    dict(
+        type="LinearProbe",
+        train=dict(**labelled, split="train"),
+        val=dict(**labelled, split="val"),
+        class_names=class_names,
+        max_points=2000,  # of each of the 1201 scenes
+    ),
     dict(type="CheckpointSaver", save_freq=None),
     dict(type="MetricsWriter"),
     dict(type="ReportWriter"),

@@ -1,6 +1,7 @@
 """The dataset every other one extends: a list of scene folders, read, transformed, and cut into fragments for tests."""
 
 import copy
+import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,12 +32,18 @@ class PointDataset(Dataset):
         cache: keeps the arrays of every scene read in this process's memory.
         ignore_index: label of points without one.
         loop: how often an epoch passes over the scenes (always 1 in test mode).
-        on_bad_scene: "raise" an error that names the scene, or "skip" it: the log names it once and the next scene
-            takes its place.
+        on_bad_scene: "raise" an error that names the scene, or "skip" it: the log names it once and the next scene in
+            order that can be read takes its place. Which one that is follows from the index of the sample and the
+            files alone, so samples do not depend on the number of workers.
 
     Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
         none of it.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Every dataset shows all arguments it takes, so that a mistyped one in a config is an error with near names."""
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = full_signature(cls)
 
     segment_asset = "segment"
     hint = "see docs/data.md for the layout of a scene folder"
@@ -64,7 +71,7 @@ class PointDataset(Dataset):
         self.test_mode, self.test_cfg = test_mode, test_cfg
         self.loop = 1 if test_mode else loop
         self._memory: dict[int, dict[str, np.ndarray]] = {}
-        self._bad: set[int] = set()
+        self._named: set[int] = set()
         self._scenes: dict[int, Scene] = {}
         if test_cfg:
             self._build_test(test_cfg)
@@ -169,19 +176,26 @@ class PointDataset(Dataset):
         return self.prepare_test_data(data) if self.test_mode and self.test_cfg else self.transform(data)
 
     def _read(self, idx: int) -> DataDict:
-        """`get_data`, or with on_bad_scene="skip" that of the next scene that can be read."""
+        """`get_data`, or with on_bad_scene="skip" that of the next scene that can be read.
+
+        Each call tries the scenes anew: what earlier samples of this worker met must not show in this one, not even
+        in how many random numbers were drawn.
+        """
         if self.on_bad_scene == "raise":
             return self.get_data(idx)
         for step in range(len(self.data_list)):
             scene_index = (idx + step) % len(self.data_list)
-            if scene_index in self._bad:
-                continue
             try:
                 return self.get_data(scene_index)
             except (OSError, ValueError, KeyError) as error:
-                self._bad.add(scene_index)
-                logger.warning("scene %s is skipped: %s", self.get_data_name(scene_index), error)
+                self._warn_bad(scene_index, error)
         raise ValueError(f"{type(self).__name__}: not one of the {len(self.data_list)} scenes can be read")
+
+    def _warn_bad(self, scene_index: int, error: Exception) -> None:
+        """Names a skipped scene, once."""
+        if scene_index not in self._named:
+            self._named.add(scene_index)
+            logger.warning("scene %s is skipped: %s", self.get_data_name(scene_index), error)
 
     def prepare_test_data(self, data: DataDict) -> DataDict:
         """{segment, name, fragment_list, [origin_segment, inverse]}: every augmentation's fragments, in order.
@@ -205,6 +219,21 @@ class PointDataset(Dataset):
             fragments += [self.test_crop(part) for part in parts] if self.test_crop else parts
         result["fragment_list"] = [self.post_transform(fragment) for fragment in fragments]
         return result
+
+
+def full_signature(cls: type) -> inspect.Signature:
+    """The arguments `cls` takes, with those that its `**kwargs` hands on to the classes it extends."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        _, *parameters = inspect.signature(base.__init__).parameters.values()  # without self
+        inherited = bool(found)
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                kind = parameter.KEYWORD_ONLY if inherited else parameter.kind
+                found.setdefault(parameter.name, parameter.replace(kind=kind))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return inspect.Signature(list(found.values()))
 
 
 DATASETS.register_module("DefaultDataset", module=PointDataset)

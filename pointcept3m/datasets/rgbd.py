@@ -22,7 +22,8 @@ class RGBDDataset(PointDataset):
 
     Adds to every sample: rgb [M, H, W, 3] float32 0..1 · depth [M, H, W] float32 metres · intrinsic [M, 3, 3]
     · extrinsic [M, 4, 4] float64 world->camera · view_name, M strings "scene/frame". Only the M frames drawn are
-    decoded.
+    decoded, but the poses and intrinsics of all that can be drawn are checked at the start, before work is lost: a
+    scene that fails is an error then, or with on_bad_scene="skip" leaves the list of scenes.
 
     Args:
         rgb_root: the folder with one folder of frames for every scene; None where frames lie in the scene folders.
@@ -61,6 +62,25 @@ class RGBDDataset(PointDataset):
             fixed_views = self.test_mode or view_split == "heldout" or split == "val"
         self.fixed_views = fixed_views
         self._view_names: dict[int, list[str]] = {}
+        self._check_scenes()
+
+    def _check_scenes(self) -> None:
+        """Looks over the frames of every scene; the list of scenes loses those that fail, or the first one raises."""
+        sound = []
+        for idx, folder in enumerate(self.data_list):
+            try:
+                self.scene(idx).check_frames(self.view_names(idx))
+                sound.append(folder)
+            except (OSError, ValueError, KeyError) as error:
+                if self.on_bad_scene == "raise":
+                    raise
+                self._warn_bad(idx, error)
+        if not sound:
+            raise ValueError(f"{type(self).__name__}: not one of the {len(self.data_list)} scenes has frames that can be used")
+        if len(sound) < len(self.data_list):
+            self.data_list = sound
+            for by_number in (self._scenes, self._view_names, self._named):  # scenes have other numbers now
+                by_number.clear()
 
     def open_scene(self, folder: Path) -> Scene:
         return Scene(folder, frames_root=self.rgb_root)

@@ -7,7 +7,10 @@ from typing import Any
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS
 
-ROOMS_HINT = "Rooms are generated, not downloaded: `pointcept3m demo` makes some and trains on them."
+ROOMS_HINT = (
+    "Rooms are generated, not downloaded: `python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6` "
+    "makes them, and `pointcept3m demo` makes some and trains on them."
+)
 
 
 @DATASETS.register_module()

@@ -12,5 +12,5 @@ def default_argument_parser(prog: str | None = None, description: str | None = N
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", metavar="HOST:PORT", help="meeting point of all machines: the address of machine 0")
     parser.add_argument("--options", nargs="+", action="extend", metavar="a.b=c", help="settings on top of the config file, as Python literals")
-    parser.add_argument("--resume", action="store_true", help="continue the run in save_path from its model/model_last.pth")
+    parser.add_argument("--resume", action="store_true", help="continue the run in save_path from its model/model_last.pth, or from the weight given in --options")
     return parser

@@ -51,7 +51,7 @@ class DataSet(NamedTuple):
 
 
 DATA_SETS = (
-    DataSet("rooms", "pretraining and probing without any download", "pointcept3m demo, or python tools/preprocess/rooms.py --output data/rooms"),
+    DataSet("rooms", "pretraining and probing without any download", "pointcept3m demo, or python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6"),
     DataSet("scannet", "configs/gaussiancross/scannet.py, semantic segmentation", "docs/data.md says how to get and preprocess ScanNet"),
     DataSet("s3dis", "semantic segmentation on S3DIS", "Pointcept's preprocessed folder fits as it is"),
     DataSet("rgbd", "configs/gaussiancross/rgbd.py: pretraining on one's own posed RGB-D frames", "docs/data.md says how a folder of frames is laid out"),

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code from the file, resumed to the digit."""
 
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ def numpy_scalars() -> list[Any]:
     return [(core.scalar, "numpy.core.multiarray.scalar"), (core.scalar, "numpy._core.multiarray.scalar"), np.dtype, encode, *kinds]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a .pth (weights_only, no code runs) or .safetensors file; always with `state_dict`, on the CPU.
 
+    mmap: tensors are read from the disk when they are looked at.
     Raises: FileNotFoundError with near files; ValueError for a truncated file or one that wants to run code.
     """
     path = Path(path)
@@ -37,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return {"state_dict": _read_safetensors(path)}
     try:
         with torch.serialization.safe_globals(numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "Weights only load failed" in str(error) and "Unsupported" in str(error):
@@ -170,6 +172,12 @@ def training_state(trainer: Any, epoch_done: bool = False) -> dict[str, Any]:
         "per_class": dict(trainer.per_class),
         "seconds": trainer.elapsed(),
     }
+
+
+def saved_seed(path: str | Path) -> int | None:
+    """The seed of the training that wrote `path`; None where the file does not say."""
+    seed = read_checkpoint(path, mmap=True).get("seed") if Path(path).suffix == ".pth" else None
+    return seed if isinstance(seed, int) else None
 
 
 def restore_training(trainer: Any, path: str | Path) -> None:

@@ -4,11 +4,8 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +48,28 @@ def with_defaults(cfg: Mapping[str, Any]) -> Config:
     unknown = [key for key in cfg if key not in SETTINGS]
     if unknown:
         raise KeyError(f"config: unknown setting {unknown[0]!r}; {near_names(unknown[0], SETTINGS)}")
-    full = Config({**RUNTIME_DEFAULTS, **cfg})
-    if full.resume and full.weight is None:
-        full.weight = str(Path(full.save_path) / "model" / "model_last.pth")
-    return full
+    return Config({**RUNTIME_DEFAULTS, **cfg})
+
+
+def resume_path(cfg: Config) -> Path | None:
+    """The checkpoint to continue from: `resume` itself where it is a path, with True the run's own; None with False.
+
+    `weight` is never it: that names what the run was started from, and stays so when it is resumed.
+    """
+    if not cfg.resume:
+        return None
+    return Path(cfg.save_path) / "model" / "model_last.pth" if cfg.resume is True else Path(cfg.resume)
+
+
+def settings_without_effect(cfg: Config) -> str:
+    """A sentence about settings of Pointcept's configs that are accepted here and read by nobody; "" where none is set."""
+    idle = {
+        "test_only": "pointcept3m test is the way to test only",
+        "wandb_key": "log in with `wandb login` or WANDB_API_KEY",
+        "evaluate_interval": "eval_epoch says how often is evaluated",
+    }
+    given = [f"{name} ({instead})" for name, instead in idle.items() if cfg.get(name)]
+    return f"settings without effect here: {', '.join(given)}" if given else ""
 
 
 @dataclass(frozen=True)
@@ -103,13 +118,42 @@ def runtime_of(cfg: Config) -> Runtime:
     )
 
 
+def class_settings(cfg: Any) -> tuple[int, list[str], int]:
+    """Number of classes, their names and the ignored label, from `cfg.data`. Raises KeyError where num_classes is missing."""
+    if "num_classes" not in cfg.data:
+        raise KeyError("config: data.num_classes is missing; semantic segmentation is scored by it")
+    number = cfg.data.num_classes
+    names = list(cfg.data.get("names", [])) or [str(k) for k in range(number)]
+    if len(names) != number:
+        raise ValueError(f"config: data.names has {len(names)} entries, data.num_classes is {number}")
+    return number, names, cfg.data.get("ignore_index", -1)
+
+
 def check_weight(cfg: Config) -> None:
-    """Raises FileNotFoundError, with near files, where `cfg.weight` or the checkpoint to resume does not exist."""
-    if not cfg.weight or Path(cfg.weight).is_file():
-        return
-    if cfg.resume and Path(cfg.weight) == Path(cfg.save_path) / "model" / "model_last.pth":
-        raise FileNotFoundError(f"resume: {cfg.save_path} has no model/model_last.pth yet, so nothing was saved; start without --resume")
-    raise FileNotFoundError(f"weight: no file {cfg.weight}; {near_files(cfg.weight)}; weight=None starts from scratch")
+    """Raises FileNotFoundError, with near files, where `cfg.weight` does not exist."""
+    if cfg.weight and not Path(cfg.weight).is_file():
+        raise FileNotFoundError(f"weight: no file {cfg.weight}; {near_files(cfg.weight)}; weight=None starts from scratch")
+
+
+def check_start(cfg: Config) -> None:
+    """Whether the files that a training starts or continues from are there, and will still be when they are read.
+
+    Raises: FileNotFoundError where one is missing; ValueError where `weight` is among the files of an earlier run that
+    a new run in the same folder moves away.
+    """
+    checkpoint = resume_path(cfg)
+    if checkpoint is None:
+        check_weight(cfg)
+        own = Path(cfg.save_path).resolve() / "model"
+        if cfg.weight and Path(cfg.weight).resolve().is_relative_to(own) and (own / "model_last.pth").exists():
+            raise ValueError(
+                f"weight: {cfg.weight} lies in the run folder {cfg.save_path}, whose files a new training there moves away; "
+                "give another save_path (train.sh: -n NAME), or --resume to continue that run"
+            )
+    elif not checkpoint.is_file():
+        if cfg.resume is True:
+            raise FileNotFoundError(f"resume: {cfg.save_path} has no model/model_last.pth yet, so nothing was saved; start without --resume")
+        raise FileNotFoundError(f"resume: no file {checkpoint}; {near_files(checkpoint)}")
 
 
 def import_custom(cfg: Mapping[str, Any]) -> None:
@@ -168,51 +212,17 @@ def prepare_run_folder(cfg: Config) -> Path:
     return folder
 
 
-def dump_config(cfg: Config, folder: Path) -> None:
-    """Writes `config.py`, from which the run can be repeated."""
-    if comm.is_main_process():
+def dump_config(cfg: Config, folder: Path, seed: int | None = None) -> None:
+    """Writes `config.py`, from which the run can be repeated, with the seed that was drawn for it.
+
+    A resumed run keeps the one that it was started with.
+    """
+    if comm.is_main_process() and not (cfg.resume and (folder / "config.py").is_file()):
         repeatable = Config(cfg)
-        if repeatable.resume:
-            repeatable.resume, repeatable.weight = False, None
+        repeatable.resume = False
+        if repeatable.seed is None:
+            repeatable.seed = seed
         repeatable.dump(folder / "config.py")
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what a run is made: start, commit, device, versions, processes and threads."""
-    import torch
-
-    from pointcept3m import __version__
-
-    return {
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "commit": git_state()[0],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores ({platform.machine()})",
-        "versions": f"pointcept3m {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-        "processes": f"{comm.get_world_size()}, {torch.get_num_threads()}",
-    }
-
-
-def git_state() -> tuple[str | None, str]:
-    """The commit of the code that runs ("... with changes" where files differ), and those changes as a diff."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-        return done.stdout if done.returncode == 0 else ""
-
-    if not (root / ".git").exists():
-        return None, ""
-    try:
-        commit, diff = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):  # no git on this machine: the run does not depend on it
-        return None, ""
-    return (f"{commit}{' with changes' if diff else ''}" if commit else None), diff
-
-
-def save_code_state(folder: Path) -> None:
-    """Writes `code.diff`, the changes since the commit that run.json names: together the code of the run."""
-    if comm.is_main_process() and (diff := git_state()[1]):
-        (folder / "code.diff").write_text(diff, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

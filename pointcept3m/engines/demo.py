@@ -32,7 +32,7 @@ class Plan:
     """How much the demo does. Two demos with equal plans make the same files."""
 
     seed: int
-    num_train_rooms: int = 16
+    num_train_rooms: int = 32
     num_val_rooms: int = 6
     num_frames: int = 24
     options: tuple[str, ...] = ()  # settings on top of the config, "name=value"
@@ -121,9 +121,12 @@ def make_rooms(rooms: Path, plan: Plan) -> None:
 
 def pretrain(rooms: Path, run: Path, plan: Plan) -> None:
     """Trains with configs/gaussiancross/rooms.py in `run`; continues where an earlier call was stopped."""
+    import torch
+
     from pointcept3m.engines.launch import train_main
 
-    arguments = training_arguments(rooms, run, plan)
+    # One process, this one: where there are more GPUs, launch would replace the demo by torchrun, and no report follow.
+    arguments = ["--num-gpus", str(int(torch.cuda.is_available())), *training_arguments(rooms, run, plan)]
     if (run / "model" / "model_last.pth").is_file():
         arguments.append("--resume")
     status = train_main(arguments)

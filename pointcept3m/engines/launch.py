@@ -43,12 +43,7 @@ def _prepare(verb: str, argv: Sequence[str] | None, description: str) -> Config 
     """The config of this process; None in a process whose work was done by those that torchrun started."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = default_argument_parser(f"pointcept3m {verb}", description).parse_args(argv)
-    from pointcept3m.engines.defaults import default_config_parser, with_defaults
-
-    cfg = default_config_parser(arguments.config_file, arguments.options)
-    if arguments.resume:
-        cfg.resume = True
-    cfg = with_defaults(cfg)
+    cfg = _read_config(arguments)
     if arguments.num_gpus is not None and arguments.num_gpus < 0:
         raise ValueError(f"--num-gpus must be 0 (the CPU) or more, got {arguments.num_gpus}")
     if arguments.num_gpus == 0:
@@ -60,6 +55,26 @@ def _prepare(verb: str, argv: Sequence[str] | None, description: str) -> Config 
         return cfg
     _torchrun(verb, argv, processes, arguments)
     return None
+
+
+def _read_config(arguments: argparse.Namespace) -> Config:
+    """The config with the settings of the command line.
+
+    There, a weight beside resume is the checkpoint to resume; one that the config names is what the run was started
+    from, and resuming leaves it alone.
+    """
+    from pointcept3m.engines.defaults import default_config_parser, with_defaults
+    from pointcept3m.utils.config import parse_options
+
+    options = parse_options(arguments.options)
+    if arguments.resume:
+        options["resume"] = True
+    cfg = default_config_parser(arguments.config_file, options)
+    if cfg.get("resume") is True and options.get("weight"):
+        checkpoint = options.pop("weight")
+        cfg = default_config_parser(arguments.config_file, options)
+        cfg.resume = checkpoint
+    return with_defaults(cfg)
 
 
 def _count_processes(num_gpus: int | None) -> int:

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from pointcept3m.utils import comm
+from pointcept3m.utils.errors import Failure, raised_here
 from pointcept3m.utils.seed import mix_seed, preserved_rng
 
 Key = tuple[int, int, int]  # epoch, position in the epoch, index in the dataset
 
 
 class KeyedDataset(Dataset):
-    """Another dataset, read by (epoch, position, index): generators are seeded from the first two for each sample."""
+    """Another dataset, read by (epoch, position, index): generators are seeded from the first two for each sample.
+
+    In a worker, an error that is a sentence for the user comes back as a Failure in place of the sample.
+    """
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
@@ -30,7 +33,7 @@ class KeyedDataset(Dataset):
         epoch, position, index = key
         with preserved_rng():
             _seed_fast(mix_seed(self.seed, epoch, position))
-            return key, self.dataset[index]
+            return key, _carried(lambda: self.dataset[index])
 
 
 class KeyedCollate:
@@ -43,7 +46,34 @@ class KeyedCollate:
         epoch, position, _ = batch[0][0]
         with preserved_rng():
             _seed_fast(mix_seed(self.seed, epoch, position, "collate"))
-            return self.collate([sample for _, sample in batch])
+            failures = [sample for _, sample in batch if isinstance(sample, Failure)]
+            return failures[0] if failures else _carried(lambda: self.collate([sample for _, sample in batch]))
+
+
+def _carried(make: Callable[[], Any]) -> Any:
+    """`make()`; in a worker process, the Failure of an error that this package raised on purpose.
+
+    torch would tell of such an error by its traceback as text within another one. Other errors are left to it.
+    """
+    if get_worker_info() is None:
+        return make()
+    try:
+        return make()
+    except Exception as error:
+        failure = Failure.of(error) if raised_here(error) else None
+        if failure is None:
+            raise
+        return failure
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises the errors of its workers as they were."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, Failure):
+                batch.reraise()
+            yield batch
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
@@ -112,7 +142,7 @@ def build_loader(
 
     `timeout`: seconds without a batch after which a stuck worker is an error (only with workers).
     """
-    return DataLoader(
+    return Loader(
         KeyedDataset(dataset, seed),
         batch_sampler=sampler,
         collate_fn=KeyedCollate(collate, seed),
@@ -143,11 +173,6 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     if type(batch) in (list, tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
-
-
-def workers_per_process(num_worker: int) -> int:
-    """`num_worker` of the config counts all processes of the training, as in Pointcept."""
-    return -(-num_worker // comm.get_world_size()) if num_worker else 0
 
 
 def _init_worker(worker: int) -> None:

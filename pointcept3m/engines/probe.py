@@ -4,7 +4,7 @@ Source: GaussianCross Sec. 4.2.1 (protocol of Sonata). The backbone is in eval m
 stay as pretraining left them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from pointcept3m.engines.loader import to_device
 
 
 @torch.no_grad()
-def extract_features(
+def labelled_features(
     backbone: nn.Module, loader: Iterable[Mapping[str, Any]], device: torch.device, max_points: int | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Features [P, C] float32 and classes [P] int64 of the labelled points of all batches, on the CPU.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, the features [P, C] float32 and classes [P] int64 of the labelled points, on the CPU.
 
     max_points: at most so many points a batch, drawn at random by `seed`; None takes all. The backbone is in eval
     mode meanwhile and comes back in the mode it had.
@@ -27,17 +27,23 @@ def extract_features(
     training = backbone.training
     backbone.eval()
     generator = torch.Generator().manual_seed(seed)
-    features, segments = [], []
     for batch in loader:
         batch = to_device(batch, device)
         feature, segment = backbone(batch).float().cpu(), batch["segment"].cpu()
         labelled = (segment >= 0).nonzero().squeeze(-1)
         if max_points is not None and len(labelled) > max_points:
             labelled = labelled[torch.randperm(len(labelled), generator=generator)[:max_points]]
-        features.append(feature[labelled])
-        segments.append(segment[labelled])
+        yield feature[labelled], segment[labelled]
     backbone.train(training)
-    return torch.cat(features), torch.cat(segments)
+
+
+def check_classes(segment: Tensor, num_classes: int, name: str) -> None:
+    """Raises ValueError, which calls the data set `name`, where there is no label, or one beyond the classes."""
+    if len(segment) == 0:
+        raise ValueError(f"linear probe: no point of {name} is labelled; every segment is -1")
+    largest = int(segment.max())
+    if largest >= num_classes:
+        raise ValueError(f"linear probe: {name} has class {largest}, but {num_classes} classes are named, 0..{num_classes - 1}")
 
 
 def fit_linear_probe(
@@ -79,10 +85,27 @@ def linear_probe(
     max_points: int = 20_000,
     steps: int = 600,
     seed: int = 0,
+    names: tuple[str, str] = ("the training data", "the validation data"),
 ) -> dict[str, Any]:
-    """Segmentation scores (see `metrics.segmentation_scores`) of a linear layer on the frozen backbone."""
-    layer = fit_linear_probe(*extract_features(backbone, train_loader, device, max_points, seed), num_classes, steps, seed=seed)
-    feature, segment = extract_features(backbone, val_loader, device)
-    with torch.no_grad():
-        prediction = torch.cat([layer(chunk).argmax(1) for chunk in feature.split(65536)])
-    return metrics.segmentation_scores(metrics.confusion_matrix(prediction, segment, num_classes))
+    """Segmentation scores (see `metrics.segmentation_scores`) of a linear layer on the frozen backbone.
+
+    names: what an error calls the two data sets. Raises: ValueError where one has no labelled point or a class of
+    `num_classes` or more.
+    """
+    rows = list(labelled_features(backbone, train_loader, device, max_points, seed))
+    if not rows:
+        raise ValueError(f"linear probe: {names[0]} is empty")
+    feature, segment = (torch.cat(part) for part in zip(*rows, strict=True))
+    check_classes(segment, num_classes, names[0])
+    layer = fit_linear_probe(feature, segment, num_classes, steps, seed=seed)
+    # Scores are added up scene by scene: the features of a whole validation split would not fit into memory.
+    confusion, found = torch.zeros(num_classes, num_classes, dtype=torch.int64), []
+    for feature, segment in labelled_features(backbone, val_loader, device):
+        if len(segment):
+            check_classes(segment, num_classes, names[1])
+            with torch.no_grad():
+                confusion += metrics.confusion_matrix(layer(feature).argmax(1), segment, num_classes)
+        found.append(len(segment))
+    if not sum(found):
+        raise ValueError(f"linear probe: no point of {names[1]} is labelled; every segment is -1" if found else f"linear probe: {names[1]} is empty")
+    return metrics.segmentation_scores(confusion)

@@ -65,7 +65,11 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """What the template shows, as plain values; `missing` lists the parts of the folder that are not there."""
+    """What the template shows, as plain values; `missing` lists the parts of the folder that are not there.
+
+    The folder of a test, which has a test.log and no train.log, is not expected to hold curves or pictures.
+    """
+    is_test = (run / "test.log").is_file() and not (run / "train.log").is_file()
     results = _read_json(run / "metrics.json")
     facts = _read_json(run / "run.json")
     series = read_series(run / "metrics.csv")
@@ -79,6 +83,8 @@ def collect(run: Path) -> dict[str, Any]:
         "pictures/": pictures,
         "config.py": config,
     }
+    if is_test:
+        del wanted["metrics.csv (the curves)"], wanted["pictures/"]
     return {
         "title": "/".join(run.resolve().parts[-2:]),
         "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -92,7 +98,7 @@ def collect(run: Path) -> dict[str, Any]:
         "facts": run_facts(results, facts),
         "command": facts.get("command", ""),
         "config": config,
-        "log": "\n".join(_read_text(run / "train.log", 20_000).splitlines()[-40:]),
+        "log": "\n".join(_read_text(run / ("test.log" if is_test else "train.log"), 20_000).splitlines()[-40:]),
         "missing": [name for name, found in wanted.items() if not found],
     }
 

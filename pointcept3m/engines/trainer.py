@@ -14,6 +14,7 @@ from torch import nn
 from pointcept3m.datasets.builder import build_dataset
 from pointcept3m.models.builder import build_model
 from pointcept3m.utils import comm
+from pointcept3m.utils.errors import add_note
 from pointcept3m.utils.events import EventStorage, RunWriter
 from pointcept3m.utils.hook import HookBase
 from pointcept3m.utils.logger import close_log_file, get_root_logger
@@ -23,17 +24,19 @@ from pointcept3m.utils.scheduler import build_scheduler
 from pointcept3m.utils.seed import mix_seed, preserved_rng, set_seed
 
 from . import step
-from .checkpoint import save_training, unwrap
+from .checkpoint import save_training, saved_seed, unwrap
 from .defaults import (
-    check_weight,
+    check_start,
     dump_config,
     fill_registries,
     import_custom,
     prepare_run_folder,
+    resume_path,
     runtime_of,
-    save_code_state,
+    settings_without_effect,
     with_defaults,
 )
+from .facts import save_code_state
 from .hooks.builder import build_hooks
 from .loader import EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
 
@@ -103,10 +106,13 @@ class DefaultTrainer(TrainerBase):
         self.runtime = runtime_of(cfg)
         # What can be wrong in a config is found before anything on the disk is touched.
         hooks = self.build_hooks()
-        check_weight(cfg)
+        check_start(cfg)
         precision = step.Precision(cfg.enable_amp, cfg.amp_dtype, self.device)
         self.precision, self.scaler = precision, precision.scaler
-        self.seed = comm.all_gather(set_seed(cfg.seed))[0]
+        # Samples are drawn by the seed, so a resumed run goes on with that of its checkpoint, given or drawn.
+        checkpoint = resume_path(cfg)
+        seed = saved_seed(checkpoint) if checkpoint else None
+        self.seed = comm.all_gather(set_seed(cfg.seed if seed is None else seed))[0]
         set_seed(self.seed)
         if cfg.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -121,9 +127,11 @@ class DefaultTrainer(TrainerBase):
 
         self.save_path = prepare_run_folder(cfg)
         self.logger = get_root_logger(self.save_path / "train.log", file_mode="a" if cfg.resume else "w")
-        dump_config(cfg, self.save_path)
+        dump_config(cfg, self.save_path, self.seed)
         save_code_state(self.save_path)
         self.accumulated = 0  # backward passes since the last update
+        self.saved_step: int | None = None  # the step from which an error leaves something to save; None: not yet
+        self.between_updates = True  # false while gradients and weights are being changed
         self.best_metric_value = -float("inf")
         self.results: dict[str, float] = {}  # final scores, for metrics.json
         self.per_class: dict[str, dict[str, float]] = {}
@@ -229,21 +237,26 @@ class DefaultTrainer(TrainerBase):
         """Runs all epochs that are left.
 
         SIGTERM and SIGINT end the run after the step: it saves and raises SystemExit with 143 or 130; a second
-        signal ends it at once. Raises: NonFiniteError before the update that would have spoilt the weights.
+        signal ends it at once. So does an error between two updates, for example a file that cannot be read: it saves
+        the state after the last complete step and is raised. Raises: NonFiniteError before the update that would have
+        spoilt the weights; nothing is saved then.
         """
         self._clock = time.monotonic()
         try:
             with self._signals():
                 self.call_hooks("before_train")
                 self.writer  # noqa: B018  opened while global_step is the one resumed from
+                self.saved_step = self.global_step
                 if self.epoch >= self.max_epoch:
                     self.logger.info(f"training: all {self.max_epoch} epochs are done already")
                 while self.epoch < self.max_epoch:
                     self.run_epoch()
+                self.saved_step = self.global_step  # from here on hooks may load other weights
                 self.call_hooks("after_train")
         except StopTraining as stop:
             self._save_and_leave(stop)
         except Exception as error:
+            self._save_at_error(error)
             # The sentence reaches the user from the caller; the log keeps where it happened.
             self.logger.error(f"training stopped: {type(error).__name__}: {error}", exc_info=error, extra={"file_only_traceback": True})
             raise
@@ -278,13 +291,13 @@ class DefaultTrainer(TrainerBase):
             with self.precision.autocast():
                 output = self.model(batch)
         except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"at {self.where()}, batch {batch_names(batch)}")
+            add_note(error, f"at {self.where()}, batch {batch_names(batch)}")
             raise
         step.check_output(output)
         self.comm_info["model_output_dict"] = output
         self.comm_info["scalars"] = step.scalars_of(output)
         self._check_loss(self.comm_info["scalars"], batch)
+        self.between_updates = False
         with comm.Heartbeat.explained("gradients"):
             step.backward(output["loss"], self.cfg.gradient_accumulation_steps, self.scaler)
         self.accumulated += 1
@@ -293,6 +306,7 @@ class DefaultTrainer(TrainerBase):
             norm = step.update(self.model, self.optimizer, self.scheduler, self.scaler, self.cfg.clip_grad, self.where())
             self.comm_info["scalars"]["grad_norm"] = norm
             self.accumulated = 0
+        self.between_updates = True
         if self.cfg.empty_cache and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -383,7 +397,30 @@ class DefaultTrainer(TrainerBase):
         self.logger.info(f"{stop}: saved {path} at {self.where()}; continue with --resume")
         raise SystemExit(128 + stop.number)
 
+    def _save_at_error(self, error: Exception) -> None:
+        """Saves where steps are done that no checkpoint has yet and the state is whole; a note of `error` says so.
+
+        Several processes do not: saving takes all of them, and the others know nothing of the error.
+        """
+        fresh = self.saved_step is not None and self.global_step > self.saved_step
+        spoilt = isinstance(error, (FloatingPointError, comm.MissingRankError)) or not self.between_updates
+        if not fresh or spoilt or comm.get_world_size() > 1:
+            return
+        try:
+            with preserved_rng():
+                path = save_training(self, Path(self.save_path) / "model")
+        except Exception as second:  # a full disk, say: the error that came first is the one to tell
+            add_note(error, f"the state after step {self.global_step} could not be saved ({type(second).__name__}: {second})")
+            return
+        note = f"the state after step {self.global_step} is saved in {path}; continue with --resume"
+        add_note(error, note)
+        self.logger.info(note)
+
     def _describe(self) -> None:
+        if idle := settings_without_effect(self.cfg):
+            self.logger.warning(idle)
+        if self.cfg.seed not in (None, self.seed):
+            self.logger.warning(f"seed: {self.seed} of the checkpoint goes on; the config's {self.cfg.seed} is not used")
         parameters = sum(p.numel() for p in self.model.parameters())
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.logger.info(f"run folder {self.save_path}, seed {self.seed}, {self.device.type}, {comm.get_world_size()} process(es)")

@@ -7,6 +7,5 @@ from pointcept3m.models import losses as losses
 from pointcept3m.models import teachers as teachers
 from pointcept3m.models.builder import LOSSES as LOSSES
 from pointcept3m.models.builder import MODELS as MODELS
-from pointcept3m.models.builder import MODULES as MODULES
 from pointcept3m.models.builder import TEACHERS as TEACHERS
 from pointcept3m.models.builder import build_model as build_model

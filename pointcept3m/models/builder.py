@@ -5,7 +5,6 @@ from typing import Any
 from pointcept3m.utils.registry import Registry
 
 MODELS = Registry("models")
-MODULES = Registry("modules")
 LOSSES = Registry("losses")
 TEACHERS = Registry("teachers")
 

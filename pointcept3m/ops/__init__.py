@@ -1,6 +1,7 @@
 """Operations with kernels of our own; each also runs in plain torch where no kernel serves."""
 
 from pointcept3m.ops.rasterize import rasterization
+from pointcept3m.ops.rulebook import Rulebook, strided_rulebook, strided_shape, submanifold_rulebook
 from pointcept3m.ops.scatter import (
     scatter,
     scatter_add,
@@ -10,10 +11,4 @@ from pointcept3m.ops.scatter import (
     scatter_mul,
     scatter_sum,
 )
-from pointcept3m.ops.sparse_conv import (
-    Rulebook,
-    sparse_conv,
-    strided_rulebook,
-    strided_shape,
-    submanifold_rulebook,
-)
+from pointcept3m.ops.sparse_conv import sparse_conv

@@ -2,7 +2,7 @@
 
 from pointcept3m.structures.gaussians import Gaussians
 from pointcept3m.structures.keys import KEYS, Key, index_operator, key_of, kind_of, register_key
-from pointcept3m.structures.point import Point, batch_to_offset, offset_to_batch, offset_to_counts
+from pointcept3m.structures.point import offset_to_batch, offset_to_counts
 from pointcept3m.structures.scene import Frame, Scene, heldout
 
 __all__ = [
@@ -10,9 +10,7 @@ __all__ = [
     "Frame",
     "Gaussians",
     "Key",
-    "Point",
     "Scene",
-    "batch_to_offset",
     "heldout",
     "index_operator",
     "key_of",

@@ -1,7 +1,7 @@
 """One scene on disk. This file alone knows the layout; it checks what it reads and says what is wrong by name.
 
     <root>/  coord.npy color.npy normal.npy segment20.npy segment200.npy segment.npy instance.npy
-             color/<frame>.jpg  depth/<frame>.png  pose/<frame>.txt  label/<frame>.png
+             color/<frame>.jpg  depth/<frame>.png  pose/<frame>.txt  label/<frame>.png (written for others, not read)
              intrinsic/intrinsic_color.txt  intrinsic/intrinsic_depth.txt
 
 The frames may lie apart, as GaussianCross keeps them: <frames_root>/<scene>/{color,depth,pose,intrinsic}.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointcept3m.structures.camera import SizeHW, invert_pose, register_color, resize_nearest, scale_intrinsic
-from pointcept3m.structures.images import image_size, read_color, read_depth, read_integer_image
+from pointcept3m.structures.images import read_color, read_depth
 from pointcept3m.utils.registry import near_names
 
 MAX_COORD = 1e4  # metres; beyond it a float32 coordinate is off by a millimetre and grid cells overflow
@@ -154,11 +154,6 @@ class Scene:
             self._frame_names = tuple(sorted(common, key=natural_key))
         return self._frame_names
 
-    @property
-    def has_frames(self) -> bool:
-        """Whether there is a folder of poses."""
-        return (self.frames_root / "pose").is_dir()
-
     def intrinsic(self, kind: str = "depth") -> NDArray[np.float64]:
         """The [3, 3] intrinsic of the "color" or "depth" images, at their own size on disk."""
         if kind not in self._intrinsics:
@@ -168,6 +163,22 @@ class Scene:
     def pose(self, frame: str) -> NDArray[np.float64]:
         """The [4, 4] camera->world matrix of `frame`. Raises ValueError where it is not finite or no pose."""
         return read_pose(self.frames_root / "pose" / f"{frame}.txt")
+
+    def check_frames(self, names: Iterable[str]) -> None:
+        """Looks over the frames `names` without decoding a picture: both intrinsics, every pose, no picture empty.
+
+        Raises: as `intrinsic`, `pose` and `frame` do, naming the file.
+        """
+        for kind in ("color", "depth"):
+            self.intrinsic(kind)
+        known = set(self.frame_names)
+        for name in names:
+            if name not in known:
+                self._require(name)
+            self.pose(name)
+            for path in (self._color_paths[name], self.frames_root / "depth" / f"{name}.png"):
+                if path.stat().st_size == 0:
+                    raise ValueError(f"{path}: an empty file, wanted a picture")
 
     def frame(self, name: str, size: SizeHW | None = None) -> Frame:
         """One frame, colour and depth both in the depth camera scaled to `size` (H, W); None keeps its own size."""
@@ -187,14 +198,6 @@ class Scene:
             extrinsic=extrinsic,
             name=f"{self.name}/{name}",
         )
-
-    def frame_label(self, name: str, size: SizeHW | None = None) -> NDArray[np.int64]:
-        """The label picture of a frame, [H, W], read at the depth camera's pixels scaled to `size`."""
-        self._require(name)
-        label = read_integer_image(self.frames_root / "label" / f"{name}.png", "labels as one integer channel")
-        if size is None:
-            size = image_size(self.frames_root / "depth" / f"{name}.png")
-        return resize_nearest(label, size).astype(np.int64)
 
     def fusion_settings(self) -> dict[str, Any] | None:
         """How the cloud was fused from the frames (`fusion.json`: holdout, voxel, ...), or None if it was scanned."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointcept3m.ops.sparse_conv import check_coord
+from pointcept3m.ops.rulebook import check_coord
 
 
 class SparseConvTensor:

@@ -64,9 +64,6 @@ class EventStorage:
     def histories(self) -> dict[str, AverageMeter]:
         return self._histories
 
-    def reset_history(self, name: str) -> None:
-        self.history(name).reset()
-
     def reset_histories(self) -> None:
         for meter in self._histories.values():
             meter.reset()

@@ -121,8 +121,11 @@ def test_frames_of_scannet_may_lie_apart(root, tmp_path):
     for name in ("color", "depth", "pose", "intrinsic"):
         (tmp_path / "rgbd" / "a").mkdir(parents=True, exist_ok=True)
         (root / "train" / "a" / name).rename(tmp_path / "rgbd" / "a" / name)
-    dataset = build(root, "ScanNetRGBDDataset", rgb_root=str(tmp_path / "rgbd"), image_size=(12, 16))
-    assert dataset[0]["rgb"].shape == (5, 12, 16, 3)
+    apart = dict(rgb_root=str(tmp_path / "rgbd"), image_size=(12, 16))
+    with pytest.raises(FileNotFoundError, match="rgbd/b: no frames of scene 'b' there"):
+        build(root, "ScanNetRGBDDataset", **apart)
+    dataset = build(root, "ScanNetRGBDDataset", on_bad_scene="skip", **apart)
+    assert len(dataset) == 1 and dataset[0]["rgb"].shape == (5, 12, 16, 3)
 
 
 def test_fragments_of_a_test_sample_cover_every_point(root):
@@ -181,6 +184,52 @@ def test_bad_scene_raises_or_is_skipped_by_name(root, caplog):
         _ = build(root, on_bad_scene="skip")[0]
 
 
+def test_a_skipped_scene_does_not_change_later_samples(root):
+    """Two workers that meet other samples give the same sample, down to the views that are drawn."""
+    np.save(root / "train" / "b" / "coord.npy", np.full((500, 3), np.nan, np.float32))
+
+    def sample(dataset):
+        np.random.seed(3)
+        data = dataset[1]
+        return data["name"], data["view_name"], np.random.rand()
+
+    fresh, used = (views(root, on_bad_scene="skip") for _ in range(2))
+    _ = used[1], used[2]
+    assert sample(fresh) == sample(used) and sample(fresh)[0] == "c"
+
+
+@pytest.mark.parametrize(
+    "file, damage, words",
+    [
+        ("pose/3.txt", lambda path: np.savetxt(path, np.full((4, 4), -np.inf)), "pose/3.txt: the pose is not finite"),
+        ("pose/3.txt", lambda path: np.savetxt(path, np.diag([2.0, 2, 2, 1])), "pose/3.txt: wanted a camera->world rotation"),
+        ("intrinsic/intrinsic_depth.txt", lambda path: np.savetxt(path, np.zeros((3, 3))), "intrinsic_depth.txt: wanted an intrinsic"),
+        ("intrinsic/intrinsic_color.txt", lambda path: path.unlink(), "intrinsic_color.txt: no such file"),
+        ("depth/3.png", lambda path: path.write_bytes(b""), "depth/3.png: an empty file"),
+    ],
+)  # fmt: skip
+def test_frames_are_checked_before_any_work(root, caplog, file, damage, words):
+    damage(root / "train" / "b" / file)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"train/b/.*{words}"):
+        views(root)
+    logging.getLogger("pointcept3m").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pointcept3m"):
+        dataset = views(root, on_bad_scene="skip")
+    assert [dataset[i]["name"] for i in range(len(dataset))] == ["a", "c"]
+    assert caplog.text.count("scene b is skipped") == 1 and words in caplog.text
+
+
+def test_frames_that_are_never_drawn_may_be_bad(root):
+    np.savetxt(root / "train" / "b" / "pose" / "2.txt", np.full((4, 4), np.nan))
+    assert len(views(root)) == 3
+    with pytest.raises(ValueError, match="b/pose/2.txt"):
+        views(root, view_split="heldout")
+    for name in ("a", "b", "c"):
+        np.savetxt(root / "train" / name / "pose" / "0.txt", np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="not one of the 3 scenes has frames"):
+        views(root, on_bad_scene="skip")
+
+
 @pytest.mark.parametrize("kind", sorted(set(DATASETS.classes) - {"DefaultDataset", "PointDataset"}))
 def test_absent_data_say_what_to_do_and_what_runs_without(tmp_path, kind):
     with pytest.raises(
@@ -206,5 +255,13 @@ def test_absent_splits_and_wrong_arguments_are_named(root):
     ):
         with pytest.raises(ValueError, match=message):
             views(root, **arguments)
+    for kind, word, near in (
+        ("RoomsRGBDDataset", "num_camera", "num_cameras"),
+        ("ScanNetRGBDDataset", "lop", "loop"),
+        ("ScanNet200Dataset", "lr_fil", "lr_file"),
+        ("S3DISDataset", "data_rot", "data_root"),
+    ):
+        with pytest.raises(TypeError, match=f"takes no argument '{word}'; did you mean .*'{near}'"):
+            build_dataset({"type": kind, "data_root": str(root), word: 4})
     with pytest.raises(IndexError, match="sample 3 of 3"):
         build(root)[3]

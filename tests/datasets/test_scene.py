@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pointcept3m.structures.keys import index_operator, key_of, kind_of
-from pointcept3m.structures.point import Point, batch_to_offset, offset_to_batch
+from pointcept3m.structures.point import offset_to_batch, offset_to_counts
 from pointcept3m.structures.scene import Scene, heldout, natural_key
 from tests.datasets.synthetic import SIZE, cast, look, write_scene
 
@@ -53,7 +53,7 @@ def test_frames_may_lie_apart(root, tmp_path):
     for name in ("color", "depth", "pose", "intrinsic"):
         (root / name).rename(apart / name)
     scene = Scene(root, frames_root=tmp_path / "frames")
-    assert scene.frame_names == tuple("012345678") and scene.has_frames
+    assert scene.frame_names == tuple("012345678")
     with pytest.raises(FileNotFoundError, match="has no frames"):
         _ = Scene(root).frame_names
     with pytest.raises(FileNotFoundError, match="no frames of scene 'box'"):
@@ -186,15 +186,9 @@ def test_index_operator_follows_the_table():
         index_operator(data, np.array([0]))
 
 
-def test_point_keeps_offset_and_batch_together():
+def test_offset_gives_counts_and_scene_numbers():
     import torch
 
     offset = torch.tensor([2, 2, 5])
-    point = Point(feat=torch.ones(5, 1), offset=offset)
-    assert point.batch.tolist() == [0, 0, 2, 2, 2] and point["batch"] is point.batch
-    assert Point(batch=torch.tensor([0, 0, 1])).offset.tolist() == [2, 3]
-    assert torch.equal(batch_to_offset(offset_to_batch(offset)), offset)
-    with pytest.raises(AttributeError, match="did you mean 'feat'"):
-        _ = point.feet
-    with pytest.raises(ValueError, match="sorted"):
-        batch_to_offset(torch.tensor([1, 0]))
+    assert offset_to_counts(offset).tolist() == [2, 0, 3]
+    assert offset_to_batch(offset).tolist() == [0, 0, 2, 2, 2]

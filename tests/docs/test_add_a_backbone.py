@@ -22,7 +22,7 @@ def test_the_page_adds_a_backbone(tmp_path):
     (tmp_path / command[2]).write_text(f"{re.search(r'`(_base_ = .*?)`', PAGE)[1]}\n{config_line}")
     for split, seed in (("train", 6), ("val", 7)):
         write_rooms(tmp_path / "data/rooms", split, 1, seed, num_frames=10, workers=0)
-    settings = ["epoch=2", "eval_epoch=1", "batch_size=1", "num_worker=0", "save_path='exp'"]
+    settings = ["epoch=24", "eval_epoch=1", "batch_size=1", "num_worker=0", "save_path='exp'"]
     result = subprocess.run(
         [sys.executable, *command[1].split(), "--options", *settings],
         cwd=tmp_path,

@@ -96,6 +96,25 @@ def test_the_training_takes_the_rooms_of_the_demo(tmp_path):
     assert any(hook["type"] == "ReportWriter" for hook in config.hooks)
 
 
+@pytest.mark.parametrize("num_gpus", [0, 1, 4])
+def test_the_demo_trains_in_its_own_process(tmp_path, monkeypatch, num_gpus):
+    """With several GPUs launch would exec torchrun, and the demo be gone."""
+    import os
+
+    import torch
+
+    from pointcept3m.engines import launch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("the demo was replaced"))
+    prepared = []
+    monkeypatch.setattr(launch, "train_main", lambda argv: prepared.append(launch._prepare("train", argv, "")) or 0)
+    demo.pretrain(tmp_path / "rooms", tmp_path / "run", demo.plan_for(0, fast=True))
+    assert prepared[0].save_path == str(tmp_path / "run")
+
+
 def find_values(node, name: str) -> list:
     """Every value under the key `name` in nested dicts and lists."""
     if isinstance(node, dict):

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from pointcept3m.cli import describe
 from pointcept3m.engines.loader import EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
+from pointcept3m.utils.errors import Failure, raised_here
+from pointcept3m.utils.registry import Registry
 
 
 class Draws(Dataset):
@@ -93,6 +96,58 @@ def test_a_stuck_worker_is_an_error():
     with pytest.raises(RuntimeError, match="timed out after 1 seconds"):
         next(iter(loader))
     assert time.monotonic() - start < 10
+
+
+class Failing(Draws):
+    """Sample 3 fails: by a sentence of ours about a file, by a mistake, or by an error that cannot be pickled."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def __getitem__(self, index):
+        if index != 3:
+            return super().__getitem__(index)
+        if self.kind == "ours":
+            return Registry("things").build({"type": "Absent"})
+        if self.kind == "missing":
+            return open("/no/such/coord.npy")
+        return len(3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        ("ours", KeyError, "things has no 'Absent'; known: none"),
+        ("missing", FileNotFoundError, "[Errno 2] No such file or directory: '/no/such/coord.npy'"),
+    ],
+)
+@pytest.mark.parametrize("num_worker", [0, 2])
+def test_an_error_in_a_worker_arrives_as_it_was(kind, error, text, num_worker):
+    loader = build_loader(Failing(kind), EpochBatchSampler(6, 2), collate, 0, num_worker)
+    with pytest.raises(error) as caught:
+        list(loader)
+    assert describe(caught.value).splitlines()[0] == f"error: {text}" and raised_here(caught.value)
+    if num_worker:  # the log gets where it happened, too
+        assert "__getitem__" in str(caught.value.__cause__)
+    shutdown_workers(loader)
+
+
+def test_a_mistake_in_a_worker_keeps_its_traceback():
+    loader = build_loader(Failing("mistake"), EpochBatchSampler(6, 2), collate, 0, 1)
+    with pytest.raises(TypeError, match="Original Traceback") as caught:
+        list(loader)
+    assert not raised_here(caught.value)
+    shutdown_workers(loader)
+
+
+class Awkward(ValueError):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
+
+def test_only_errors_that_survive_pickling_are_carried():
+    assert Failure.of(Awkward(1, 2)) is None and str(Failure.of(ValueError("x")).error) == "x"
 
 
 def test_to_device():

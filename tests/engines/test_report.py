@@ -238,6 +238,6 @@ def test_the_hook_writes_facts_and_page(tmp_path):
 
 @pytest.mark.parametrize("word", ["plain", "two words", "data_root='/a b/c'", "it's $HOME", 'say "x"', "a\\b'c", "", "a`b'"])
 def test_the_command_reads_back_in_a_shell(word):
-    from pointcept3m.engines.hooks.report import quote
+    from pointcept3m.engines.facts import quote
 
     assert shlex.split(quote(word)) == [word]

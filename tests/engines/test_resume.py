@@ -1,9 +1,15 @@
 """An interrupted training, continued, is the uninterrupted one to the digit."""
 
+import json
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+
+from pointcept3m.engines.arguments import default_argument_parser
+from pointcept3m.utils.config import Config
+from pointcept3m.utils.hook import HookBase
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_resume_from_weights_only(tmp_path, toy, train):
     cfg = toy.toy_config(tmp_path / "run")
     train(cfg)
     with pytest.raises(ValueError, match="cannot be resumed"):
-        train({**cfg, "resume": True, "weight": str(tmp_path / "run/model/model_last.safetensors")})
+        train({**cfg, "resume": str(tmp_path / "run/model/model_last.safetensors")})
 
 
 def test_a_new_run_keeps_the_files_of_the_old_one(tmp_path, toy, train, losses):
@@ -128,3 +134,121 @@ def test_a_new_run_keeps_the_files_of_the_old_one(tmp_path, toy, train, losses):
     train({**cfg, "seed": 9})
     assert losses(tmp_path / "run" / "previous-1") == first != losses(tmp_path / "run")
     assert (tmp_path / "run/previous-1/model/model_best.pth").is_file()
+
+
+def cut_at(cfg, train, step):
+    with pytest.raises(SystemExit):
+        train({**cfg, "hooks": [*cfg["hooks"], dict(type="SignalAt", step=step)]})
+
+
+def test_a_drawn_seed_is_kept(tmp_path, toy, train, losses):
+    """seed=None: the drawn one is in config.py, and a run resumed with seed=None goes on with it, worker or not."""
+    cfg = toy.toy_config(tmp_path / "cut", seed=None, mix_prob=0.5)
+    cut_at(cfg, train, 10)
+    seed = Config.fromfile(tmp_path / "cut/config.py").seed
+    assert isinstance(seed, int)
+    resumed = train({**cfg, "resume": True})
+    assert resumed.seed == resumed.sampler.seed == resumed.train_loader.dataset.seed == seed
+    train(toy.toy_config(tmp_path / "whole", seed=seed, mix_prob=0.5))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_resumed_run_remembers_what_it_was_started_from(tmp_path, toy, train, losses):
+    """Resume goes on from model_last although the config names a weight, which stays in config.py and metrics.json."""
+    train(toy.toy_config(tmp_path / "start"))
+    weight = str(tmp_path / "start/model/model_best.pth")
+    train(toy.toy_config(tmp_path / "whole", weight=weight))
+    cut_at(toy.toy_config(tmp_path / "cut", weight=weight), train, 10)
+    before = (tmp_path / "cut/config.py").read_text()
+    from pointcept3m.engines.launch import _read_config
+
+    parser = default_argument_parser()
+    config = ["--config-file", str(tmp_path / "cut/config.py"), "--resume"]
+    chosen = _read_config(parser.parse_args([*config, "--options", "weight=other.pth"]))
+    assert (chosen.resume, chosen.weight) == ("other.pth", weight)
+    cfg = _read_config(parser.parse_args(config))
+    assert (cfg.resume, cfg.weight) == (True, weight)
+    cfg.hooks = [hook for hook in cfg.hooks if hook.type != "SignalAt"]
+    train(cfg)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert (tmp_path / "cut/config.py").read_text() == before
+    assert json.loads((tmp_path / "cut/metrics.json").read_text())["weight"] == weight
+
+
+def test_weight_from_the_folder_that_is_moved_away(tmp_path, toy, train):
+    train(toy.toy_config(tmp_path / "run"))
+    weight = str(tmp_path / "run/model/model_best.pth")
+    with pytest.raises(ValueError, match="lies in the run folder .* give another save_path"):
+        train(toy.toy_config(tmp_path / "run", weight=weight))
+    assert (tmp_path / "run/model/model_best.pth").is_file() and not (tmp_path / "run/previous-1").exists()
+
+
+def test_settings_without_effect_are_named(tmp_path, toy, train):
+    train(toy.toy_config(tmp_path / "run", test_only=True, wandb_key="secret"))
+    log = (tmp_path / "run/train.log").read_text()
+    assert "settings without effect here: test_only" in log and "wandb_key" in log and "secret" not in log
+    assert "without effect" not in (train(toy.toy_config(tmp_path / "b")).save_path / "train.log").read_text()
+
+
+def broken_scene(toy):
+    """A data set that fails like ours do, at a scene, while the file `broken` exists."""
+    from pointcept3m.datasets.builder import DATASETS
+    from pointcept3m.utils.registry import Registry
+
+    @DATASETS.register_module(force=True)
+    class BrokenScenes(toy.ToyScenes):
+        def __init__(self, broken: str, **options):
+            super().__init__(**options)
+            self.broken = Path(broken)
+
+        def __getitem__(self, index):
+            if self.broken.exists() and index == 7:
+                Registry("scene train7").get("coord.npy")
+            return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_worker", [0, 2])
+def test_an_error_in_the_data_saves_what_was_done(tmp_path, toy, train, losses, num_worker):
+    """The file is mended, the run resumed: it is the run without the error, to the digit."""
+    broken_scene(toy)
+    train(toy.toy_config(tmp_path / "whole"))
+    cfg = toy.toy_config(tmp_path / "cut", num_worker=num_worker)
+    cfg["data"]["train"] = dict(type="BrokenScenes", broken=str(tmp_path / "broken"))
+    (tmp_path / "broken").touch()
+    with pytest.raises(KeyError, match="scene train7 has no 'coord.npy'") as caught:
+        train(cfg)
+    done = len(losses(tmp_path / "cut"))
+    assert 0 < done < 12 and caught.value.__notes__ == [
+        f"the state after step {done} is saved in {tmp_path / 'cut/model/model_last.pth'}; continue with --resume"
+    ]
+    (tmp_path / "broken").unlink()
+    train({**cfg, "resume": True})
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("point", ["before_train", "before_epoch", "after_train", "update"])
+def test_an_error_that_leaves_nothing_to_save(tmp_path, toy, train, monkeypatch, point):
+    """Before the first step, within an update, and in last hooks, which may hold other weights: model_last stays as it is."""
+    from pointcept3m.engines import HOOKS, step
+
+    @HOOKS.register_module(force=True)
+    class Breaks(HookBase):
+        pass
+
+    def fail(*_):
+        raise ValueError("broken on purpose")
+
+    cfg = toy.toy_config(tmp_path / "run", gradient_accumulation_steps=3)
+    cfg["hooks"] += [dict(type="Breaks")]
+    last = tmp_path / "run/model/model_last.pth"
+    if point == "update":
+        monkeypatch.setattr(step, "update", fail)
+    else:
+        setattr(Breaks, point, fail)
+    with pytest.raises(ValueError, match="broken on purpose") as caught:
+        train(cfg)
+    assert not hasattr(caught.value, "__notes__")
+    assert last.exists() == (point == "after_train")
+    if point == "after_train":
+        state = torch.load(last, weights_only=True)
+        assert (state["epoch"], state["epoch_step"], state["global_step"]) == (2, 0, 24)

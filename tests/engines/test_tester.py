@@ -27,6 +27,10 @@ def test_a_test_run_leaves_its_files_and_spares_the_trainings(toy, run):
     assert written["metrics"] == scores and written["per_class"] == per_class and written["split"] == "test"
     assert (run / "metrics.json").read_text() == before and (run / "test/config.py").is_file()
     assert np.load(run / "test/result/test0_pred.npy").shape == (16,)
+    facts = json.loads((run / "test/run.json").read_text())
+    assert facts["seed"] == 3 and facts["num_parameters"] > 0 and facts["seconds"] > 0 and "pytest" in facts["command"]
+    page = (run / "test/report.html").read_text()
+    assert "mIoU" in page and "Not in this run folder" not in page
 
 
 def test_old_predictions_are_not_reused(toy, run, tmp_path):

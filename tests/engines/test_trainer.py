@@ -22,11 +22,17 @@ def test_training_learns_and_leaves_its_files(tmp_path, toy, losses):
     assert {"config", "train", "metrics", "run", "report", "events", "model", "result"} <= names
     scores = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(scores) == {"task", "dataset", "split", "weight", "seed", "metrics", "per_class", "seconds"}
-    assert (scores["task"], scores["dataset"], scores["seed"]) == ("semseg", "ToyScenes", 3)
+    assert (scores["task"], scores["dataset"], scores["split"], scores["seed"]) == ("semseg", "ToyScenes", "val", 3)
     assert scores["metrics"]["mIoU"] > 0.6 and scores["metrics"]["test_mIoU"] > 0.6 and scores["per_class"]["x"]["iou"] > 0.4
     assert Config.fromfile(tmp_path / "run/config.py").epoch == 40
     log = (tmp_path / "run/train.log").read_text()
     assert "epoch 1/4 step 1/60" in log and "left 0:0" in log
+
+
+def test_a_run_without_evaluation_names_the_split_it_trained_on(tmp_path, toy, train):
+    for name, changes in (("a", dict(evaluate=False)), ("b", dict(hooks=[dict(type="InformationWriter")]))):
+        train(toy.toy_config(tmp_path / name, epoch=2, **changes))
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["split"] == "train"
 
 
 def test_epoch_is_split_into_rounds(tmp_path, toy, train):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from pointcept3m.models.gaussiancross.cuboid import cuboid_affine, metric_affine
 from pointcept3m.models.gaussiancross.gaussian_head import GaussianHead
 from pointcept3m.models.gaussiancross.splatting import move_cameras, splat
 from pointcept3m.models.gaussiancross.volume import VolumeEncoder, scatter_to_volume
+from pointcept3m.models.teachers.base import Teacher
 from pointcept3m.structures.gaussians import Gaussians
 
 
@@ -30,13 +32,21 @@ class PointwiseBackbone(nn.Module):
 
 
 @TEACHERS.register_module("PatchMeanTeacher", force=True)
-class PatchMeanTeacher(nn.Module):
-    """A frozen stand-in whose features are known: the mean colour of 4 x 4 patches and its square."""
+class PatchMeanTeacher(Teacher):
+    """A frozen stand-in whose features are known: the mean colour of 4 x 4 patches and its square.
 
-    dim = 6
+    The network has parameters and buffers, so that a leak into checkpoints or optimizers shows.
+    """
 
-    def forward(self, images, names=None):
-        mean = F.avg_pool2d(images, 4)
+    dim, patch = 6, 4
+
+    def __init__(self):
+        super().__init__()
+        self.adopt(nn.Sequential(nn.Conv2d(3, 3, 4, 4, groups=3, bias=False), nn.BatchNorm2d(3, eps=0)))
+        nn.init.constant_(self.network[0].weight, 1 / 16)
+
+    def features(self, images):
+        mean = self.network(images)
         return torch.cat([mean, mean**2], dim=1)
 
 
@@ -137,6 +147,31 @@ def test_scatter_to_volume_is_the_mean_per_voxel():
 def test_volume_encoder_keeps_the_shape(shape):
     encoder = VolumeEncoder(6, 9, (4, 8, 8)).eval()
     assert encoder(torch.randn(2, 6, *shape)).shape == (2, 9, *shape)
+
+
+def test_volume_encoder_moves_with_its_input():
+    """Eq. 8 is convolutional: away from the border, a shift by whole coarse cells only shifts the answer."""
+    encoder = VolumeEncoder(3, 5, (4, 6)).eval()
+    volume = torch.zeros(1, 3, 32, 32, 32)
+    volume[:, :, 14:18, 14:18, 14:18] = torch.randn(1, 3, 4, 4, 4)
+    moved = volume.roll((4, 2, -2), (2, 3, 4))
+    with torch.no_grad():
+        here, there = encoder(volume), encoder(moved)
+    inner = slice(12, 20)  # the border's padding reaches 8 cells, the shift 4
+    torch.testing.assert_close(there.roll((-4, -2, 2), (2, 3, 4))[..., inner, inner, inner], here[..., inner, inner, inner])
+    assert (here[..., 15, 15, 15] - here[..., 19, 19, 19]).abs().max() > 1e-3
+
+
+def test_volume_encoder_tells_occupied_from_empty():
+    encoder = VolumeEncoder(3, 5, (4, 6)).eval()
+    empty = torch.zeros(2, 3, 8, 8, 8)
+    occupied = empty.clone()
+    occupied[1, :, 3, 4, 5] = torch.tensor([1.0, -2.0, 3.0])
+    with torch.no_grad():
+        blank, full = encoder(empty), encoder(occupied)
+    assert torch.equal(full[0], blank[0])
+    change = (full[1] - blank[1]).abs().amax(0)
+    assert change[3, 4, 5] > 1e-3 and change.sum() > change[3, 4, 5]  # the cell itself, and its neighbourhood
 
 
 def test_heads_follow_their_equations():
@@ -269,10 +304,72 @@ def test_each_target_can_be_switched_off(targets):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("changes", [dict(cuboid_normalize=False), dict(offset_max=0), dict(keep_aspect=False), dict(feature_resolution="image")])
-def test_variants_run(changes):
-    out = build_model(tiny_config(**changes))(make_batch())
-    assert torch.isfinite(out["loss"]) and out["num_gaussians"] > 0
+def test_feature_loss_at_the_resolution_of_the_image():
+    """Eq. 16 and 19: the teacher's map enlarged bilinearly to the image, one cosine for each pixel."""
+    model = build_model(tiny_config(feature_resolution="image", targets=("feature",)))
+    batch = make_batch()
+    rendered = [scene.feature for scene in model.render(batch)]  # in train mode the norms answer alike both times
+    weight, bias = model.projection_head.weight.detach().numpy(), model.projection_head.bias.detach().numpy()
+    cosines = []
+    for b, feature in enumerate(rendered):
+        maps = F.avg_pool2d(batch["rgb"][b].permute(0, 3, 1, 2), 4)
+        maps = torch.cat([maps, maps**2], dim=1).permute(0, 2, 3, 1).numpy()
+        for m in range(len(feature)):
+            large = enlarge(maps[m], 12, 16)
+            for v in range(12):
+                for u in range(16):
+                    ours = weight @ feature[m, v, u].numpy() + bias
+                    cosines.append(ours @ large[v, u] / (np.linalg.norm(ours) * np.linalg.norm(large[v, u])))
+    assert model(batch)["feature_loss"].item() == pytest.approx(1 - np.mean(cosines), abs=1e-5)
+    at_teacher = build_model(tiny_config(targets=("feature",)))
+    at_teacher.load_state_dict(model.state_dict())
+    assert abs(at_teacher(batch)["feature_loss"].item() - model(batch)["feature_loss"].item()) > 1e-5
+
+
+def enlarge(image, height, width):
+    """Bilinear interpolation of [h, w, C] at pixel centres index + 0.5, by a loop, edges held."""
+    h, w, channels = image.shape
+    result = np.zeros((height, width, channels))
+    for v in range(height):
+        for u in range(width):
+            y = min(max((v + 0.5) * h / height - 0.5, 0), h - 1)
+            x = min(max((u + 0.5) * w / width - 0.5, 0), w - 1)
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+            top = image[y0, x0] * (1 - x + x0) + image[y0, x1] * (x - x0)
+            low = image[y1, x0] * (1 - x + x0) + image[y1, x1] * (x - x0)
+            result[v, u] = top * (1 - y + y0) + low * (y - y0)
+    return result
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_a_stretched_room_looks_alike_only_without_its_aspect(keep_aspect):
+    """keep_aspect=False: each axis has its own scale, so a room and its stretched twin are one to the network."""
+    model = build_model(tiny_config(keep_aspect=keep_aspect)).eval()
+    batch = make_batch(num_scenes=1)
+    stretched = {**batch, "coord": batch["coord"] * torch.tensor([1.0, 2.0, 1.0])}
+    (ours, _), (theirs, _) = (model.reconstruct(b)[0] for b in (batch, stretched))
+    assert (ours.means.shape == theirs.means.shape and torch.allclose(ours.means, theirs.means, atol=1e-4)) is not keep_aspect
+
+
+def test_without_offset_every_gaussian_sits_at_a_voxel_centre():
+    centers = voxel_centers((6, 5, 4))
+    for offset_max, at_center in ((0, True), (1.0, False)):
+        model = build_model(tiny_config(offset_max=offset_max))
+        if offset_max:
+            nn.init.normal_(model.gaussian_head.offset[-1].weight)
+        for gaussians, _ in model.reconstruct(make_batch()):
+            distance = torch.cdist(gaussians.means, centers).amin(1)
+            assert (distance.max().item() < 1e-5) is at_center
+
+
+def test_without_normalisation_all_scenes_share_a_scale_and_everything_learns():
+    model = build_model(tiny_config(cuboid_normalize=False))
+    for gaussians, affine in model.reconstruct(make_batch()):
+        assert len(gaussians) > 0
+        torch.testing.assert_close(affine[:3, :3], torch.eye(3) / 10)
+    model(make_batch())["loss"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 def test_the_scale_of_a_scene_does_not_matter_to_the_model():
@@ -293,9 +390,33 @@ def test_scenes_in_a_batch_do_not_see_each_other():
 
 
 def test_the_teacher_stays_out_of_checkpoints_and_optimizers():
-    model = build_model(tiny_config())
+    model = build_model(tiny_config()).train()
+    network = model.teacher.network
     assert not [k for k in model.state_dict() if "teacher" in k]
-    assert not [name for name, _ in model.named_modules() if "teacher" in name]
+    inside = {id(m) for m in network.modules()}
+    assert not [name for name, module in model.named_modules() if id(module) in inside]
+    hidden = {id(t) for t in (*network.parameters(), *network.buffers())}
+    assert not hidden & {id(t) for t in (*model.parameters(), *model.buffers())}
+    assert not any(p.requires_grad for p in network.parameters()) and not any(m.training for m in network.modules())
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    model(make_batch())["loss"].backward()
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    without = build_model(tiny_config())
+    without.load_state_dict(model.state_dict())
+    model.to("meta")
+    assert {t.device.type for t in (*network.parameters(), *network.buffers())} == {"meta"}
+
+
+def test_a_teacher_that_would_leak_is_refused():
+    @TEACHERS.register_module("PlainModuleTeacher", force=True)
+    class PlainModuleTeacher(nn.Linear):
+        dim = 6
+
+        def __init__(self):
+            super().__init__(2, 2)
+
+    with pytest.raises(TypeError, match="PlainModuleTeacher must extend Teacher"):
+        build_model(tiny_config(teacher=dict(type="PlainModuleTeacher")))
 
 
 @pytest.mark.parametrize(

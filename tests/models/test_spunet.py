@@ -5,6 +5,7 @@ import torch
 
 from pointcept3m.models import build_model
 from pointcept3m.models.backbones.spunet import SpUNet
+from pointcept3m.models.layers.sparse import SparseConvolution
 
 SMALL = dict(base_channels=8, channels=(8, 12, 16, 20, 20, 16, 12, 10), layers=(1,) * 8)
 
@@ -109,6 +110,27 @@ def test_a_shift_by_whole_coarse_cells_changes_nothing():
         here = model(batch)
         there = model(batch | dict(grid_coord=batch["grid_coord"] + torch.tensor([16, 32, 0])))
     torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_runs_every_convolution_in_bfloat16():
+    """Every sparse layer answers in bfloat16; result and float32 gradients stay near those of float32."""
+    model, batch = small(num_classes=5), make_input()
+    full = model(batch)
+    grad = torch.randn_like(full)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(full, parameters, grad)
+    dtypes = []
+    for module in model.modules():
+        if isinstance(module, SparseConvolution):
+            module.register_forward_hook(lambda _module, _inputs, out: dtypes.append(out.features.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(batch)
+    assert half.dtype == torch.bfloat16 and set(dtypes) == {torch.bfloat16} and len(dtypes) > 20
+    torch.testing.assert_close(half.float(), full, atol=0.05 * full.abs().max().item(), rtol=0)
+    got = torch.autograd.grad(half, parameters, grad.bfloat16())
+    assert {g.dtype for g in got} == {torch.float32}
+    ours, theirs = (torch.cat([(g / w.norm()).flatten() for g, w in zip(gs, wanted, strict=True)]) for gs in (got, wanted))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.95
 
 
 def test_spconv_runs_the_same_network():

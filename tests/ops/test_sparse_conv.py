@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from pointcept3m import ops
 from pointcept3m.models.layers.sparse import SparseConv3d, SparseInverseConv3d, SparseSequential, SubMConv3d
-from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin, _strided_twin, _submanifold_twin, triple
+from pointcept3m.ops.rulebook import _strided_twin, _submanifold_twin, triple
+from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin
 from pointcept3m.structures.sparse import SparseConvTensor
 
 BATCH, SHAPE = 2, (9, 8, 7)
@@ -292,6 +293,30 @@ def test_bad_arguments_are_named():
     with pytest.raises((RuntimeError, IndexError)):  # a direct call stays in its memory
         args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out
         torch.ops.pointcept3m.sparse_conv(torch.randn(3, 5), weight.flatten(1, 3), *args, False, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_the_inputs_and_sums_in_float32(dtype):
+    coord = random_coord()
+    rulebook = ops.submanifold_rulebook(coord, 3)
+    features = torch.randn(len(coord), 6, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        out = ops.sparse_conv(features, weight, rulebook)
+        double = ops.sparse_conv(features.double(), weight.double(), rulebook)
+    rounded = ops.sparse_conv(features.to(dtype).float(), weight.to(dtype).float(), rulebook)
+    assert out.dtype == dtype and double.dtype == torch.float64
+    torch.testing.assert_close(out, rounded.to(dtype), rtol=0, atol=0)
+    grads = torch.autograd.grad(out.float().square().sum(), (features, weight))
+    assert all(grad.dtype == torch.float32 and grad.abs().sum() > 0 for grad in grads)
+    args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out, False
+    flat = weight.detach().flatten(1, 3)
+    with torch.autocast("cpu", dtype):
+        twin = _sparse_conv_twin(features.detach(), flat, *args, False)
+        assert _grad_weight_twin(features.detach(), twin, *args).dtype == twin.dtype == torch.float32
+    short = _sparse_conv_twin(features.detach().to(dtype), flat.to(dtype), *args, False)
+    assert short.dtype == dtype
+    torch.testing.assert_close(short, out.detach(), rtol=0.03, atol=0.1)
 
 
 def make_net(backend, cin=6):

@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pointcept3m.structures.scene import check_pose
+
 VERSION = 4
 COLOR_COMPRESSION = {0: "raw", 1: "png", 2: "jpeg"}
 DEPTH_COMPRESSION = {0: "raw_ushort", 1: "zlib_ushort"}  # 2 is occi_ushort, which needs a closed library
@@ -72,12 +74,12 @@ class SensReader:
         return np.frombuffer(self._take(64, f"the pose of frame {index}"), "<f4").reshape(4, 4).astype(np.float64)
 
     def pose_is_valid(self, index: int) -> bool:
-        """Whether a frame's pose is finite and its 3x3 part a rotation (to 1e-2)."""
-        pose = self.pose(index)
-        if not np.isfinite(pose).all() or np.abs(pose[3] - [0, 0, 0, 1]).max() > 1e-3:
+        """Whether a frame's pose is a finite rigid motion, by the measure of `check_pose`."""
+        try:
+            check_pose(self.pose(index), f"{self.path}: frame {index}")
+        except ValueError:
             return False
-        rotation = pose[:3, :3]
-        return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-2 and np.linalg.det(rotation) > 0)
+        return True
 
     def color_bytes(self, index: int) -> bytes:
         """The compressed colour picture of a frame as it is in the file."""

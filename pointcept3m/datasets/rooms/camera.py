@@ -4,6 +4,7 @@ import numpy as np
 
 from pointcept3m.datasets.rooms.cast import RayCaster
 from pointcept3m.datasets.rooms.layout import SHELL, Room
+from pointcept3m.structures.camera import pixel_rays
 
 EYE_HEIGHT = (1.2, 1.7)  # metres
 MIN_CLEARANCE = 0.25  # metres between the camera and any furniture
@@ -24,14 +25,6 @@ def look_at(position: np.ndarray, target: np.ndarray, roll: float = 0.0) -> np.n
     return pose
 
 
-def pixel_rays(intrinsic: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Directions [H, W, 3] float32 through pixel centres (index + 0.5), camera axes, z = 1: distance along one is depth."""
-    rows, cols = np.mgrid[0 : size[0], 0 : size[1]] + 0.5
-    x = (cols - intrinsic[0, 2]) / intrinsic[0, 0]
-    y = (rows - intrinsic[1, 2]) / intrinsic[1, 1]
-    return np.stack([x, y, np.ones_like(x)], axis=2).astype(np.float32)
-
-
 def draw_intrinsic(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """A pinhole camera, float64 [3, 3], with the field of view of a phone's depth sensor (about 57 degrees across)."""
     focal = size[1] * rng.uniform(0.84, 0.96)
@@ -49,7 +42,7 @@ def plan_path(room: Room, caster: RayCaster, num_frames: int, intrinsic: np.ndar
     targets = _targets(room)
     weight = np.ones(len(targets))
     scale = np.array([_PROBE[1] / size[1], _PROBE[0] / size[0], 1.0])
-    rays = pixel_rays(intrinsic * scale[:, None], _PROBE).reshape(-1, 3)
+    rays = pixel_rays(_PROBE, intrinsic * scale[:, None]).astype(np.float32).reshape(-1, 3)
     seen = np.zeros(0, np.int64)
     poses = []
     for _ in range(num_frames):

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pointcept3m.datasets.rooms.camera import draw_intrinsic, pixel_rays, plan_path
+from pointcept3m.datasets.rooms.camera import draw_intrinsic, plan_path
 from pointcept3m.datasets.rooms.cast import RayCaster, Surface
 from pointcept3m.datasets.rooms.layout import Room
+from pointcept3m.structures.camera import pixel_rays
 
 MAX_DEPTH = 8.0  # metres a depth sensor reaches
 _AO_REACH = 0.7  # metres within which neighbours darken a corner
@@ -111,7 +112,7 @@ def _shoot(pose: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int], caste
            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """(radiance [H, W, 3], depth [H, W] metres, cosine to the surface [H, W], object id [H, W]) of one view."""
     surface = caster.surface
-    direction = pixel_rays(intrinsic, size).reshape(-1, 3) @ pose[:3, :3].T.astype(np.float32)
+    direction = pixel_rays(size, intrinsic).astype(np.float32).reshape(-1, 3) @ pose[:3, :3].T.astype(np.float32)
     origin = np.broadcast_to(pose[:3, 3].astype(np.float32), direction.shape)
     face, depth = caster.hit(origin, direction)
     seen = np.flatnonzero(face >= 0)

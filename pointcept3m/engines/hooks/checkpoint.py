@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pointcept3m.engines.checkpoint import load_weights, restore_training, save_training, unwrap
+from pointcept3m.engines.defaults import resume_path
 from pointcept3m.utils.hook import HookBase
 
 from .builder import HOOKS
@@ -30,16 +31,14 @@ class CheckpointLoader(HookBase):
 
     def before_train(self) -> None:
         trainer = self.trainer
-        weight = trainer.cfg.weight
-        if not weight:
-            return
-        if not trainer.cfg.resume:
+        weight, checkpoint = trainer.cfg.weight, resume_path(trainer.cfg)
+        if checkpoint is not None:
+            restore_training(trainer, checkpoint)
+            trainer.logger.info(f"resumed {checkpoint}: {trainer.global_step} of {trainer.total_steps} steps are done")
+        elif weight:
             load_weights(
                 unwrap(trainer.model), weight, self.keywords, self.replacement, self.strict, self.allow_partial, trainer.logger
             )
-            return
-        restore_training(trainer, weight)
-        trainer.logger.info(f"resumed {weight}: {trainer.global_step} of {trainer.total_steps} steps are done")
 
 
 @HOOKS.register_module()

@@ -7,22 +7,12 @@ import torch
 from torch import Tensor
 
 from pointcept3m.engines import metrics
+from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
 
 from .builder import HOOKS
-
-
-def class_settings(cfg: Any) -> tuple[int, list[str], int]:
-    """Number of classes, their names and the ignored label, from `cfg.data`. Raises KeyError where num_classes is missing."""
-    if "num_classes" not in cfg.data:
-        raise KeyError("config: data.num_classes is missing; semantic segmentation is scored by it")
-    number = cfg.data.num_classes
-    names = list(cfg.data.get("names", [])) or [str(k) for k in range(number)]
-    if len(names) != number:
-        raise ValueError(f"config: data.names has {len(names)} entries, data.num_classes is {number}")
-    return number, names, cfg.data.get("ignore_index", -1)
 
 
 def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,9 @@ class LinearProbe(HookBase):
         loaders = [
             DataLoader(build_dataset(cfg), batch_size=1, shuffle=False, collate_fn=collate_fn) for cfg in (self.train, self.val)
         ]
-        scores = linear_probe(backbone, *loaders, len(self.class_names), trainer.device, self.max_points, self.steps, trainer.seed)
+        names = tuple(f"{cfg['type']} (split {cfg.get('split', part)})" for part, cfg in (("train", self.train), ("val", self.val)))
+        scores = linear_probe(
+            backbone, *loaders, len(self.class_names), trainer.device, self.max_points, self.steps, trainer.seed, names
+        )
         trainer.logger.info(f"linear probe: mIoU {scores['mIoU']:.4f}, mAcc {scores['mAcc']:.4f}, allAcc {scores['allAcc']:.4f}")
         return scores

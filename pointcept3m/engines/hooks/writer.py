@@ -72,12 +72,16 @@ class MetricsWriter(HookBase):
             trainer.save_path,
             trainer.cfg,
             task=trainer.cfg.task or getattr(trainer.bare_model, "task", None) or trainer.cfg.model.get("type"),
-            section="train",
+            section="val" if self._evaluated() else "train",
             seed=trainer.seed,
             metrics=trainer.results,
             per_class=trainer.per_class,
             seconds=trainer.elapsed(),
         )
+
+    def _evaluated(self) -> bool:
+        """Whether the scores are those of data.val: there are evaluators, and they had it."""
+        return self.trainer.val_loader is not None and any(hook.sets_metric for hook in self.trainer.hooks)
 
 
 def write_metrics(

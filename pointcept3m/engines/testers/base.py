@@ -16,8 +16,11 @@ from pointcept3m.engines.defaults import (
     fill_registries,
     import_custom,
     runtime_of,
+    settings_without_effect,
     with_defaults,
+    write_json,
 )
+from pointcept3m.engines.facts import describe_run, memory_facts
 from pointcept3m.engines.loader import EvaluationSampler, build_loader, shutdown_workers
 from pointcept3m.engines.step import Precision
 from pointcept3m.models.builder import build_model
@@ -38,15 +41,17 @@ def as_list(samples: list) -> list:
 class TesterBase:
     """Tests `model`, or the one that `cfg.model` and `cfg.weight` describe, on `cfg.data.test`.
 
-    `test()` returns (scores, scores per class); `run()` also writes test.log, config.py and metrics.json to save_path,
-    or to save_path/test where save_path is the folder of a training.
+    `test()` returns (scores, scores per class); `run()` also writes test.log, config.py, metrics.json, run.json and
+    report.html to save_path, or to save_path/test where save_path is the folder of a training.
     """
 
     task = "test"
+    collate = staticmethod(as_list)  # makes a batch of a list of samples
 
     def __init__(self, cfg: Mapping[str, Any], model: nn.Module | None = None, test_loader: Any = None, verbose: bool = False):
         fill_registries()
         self.cfg = with_defaults(cfg)
+        self.cfg.resume = False  # a test continues nothing
         import_custom(self.cfg)
         if model is None:
             check_weight(self.cfg)
@@ -66,20 +71,29 @@ class TesterBase:
         """The model with its weights. Raises ValueError where the config names none: a test of random weights is a mistake."""
         if not self.cfg.weight:
             raise ValueError("test: weight is not set; give the checkpoint to test, for example --options weight=exp/rooms/run/model/model_best.pth")
+        return self.load_model().eval()
+
+    def load_model(self) -> nn.Module:
+        """The model with what its CheckpointLoader would load of the checkpoint."""
         model = build_model(self.cfg.model).to(self.device)
         loader = next((dict(hook) for hook in self.cfg.hooks if hook.get("type") == "CheckpointLoader"), {})
         loader.pop("type", None)
         load_weights(model, self.cfg.weight, **loader, logger=self.logger)
-        return model.eval()
+        return model
 
     def build_test_loader(self) -> torch.utils.data.DataLoader:
         section = self.cfg.get("data") or {}
         if "test" not in section:
-            raise KeyError(f"config: data.test is missing; {near_names('test', section)}")
+            raise KeyError(f"config: data.test is missing, which names what is tested on; {near_names('test', section)}")
         dataset = build_dataset(section["test"])
         runtime = runtime_of(self.cfg)
         sampler = EvaluationSampler(len(dataset), runtime.batch_size_test, comm.get_rank(), comm.get_world_size())
-        return build_loader(dataset, sampler, as_list, self.cfg.seed or 0, runtime.num_worker, self.cfg.worker_timeout)
+        return build_loader(dataset, sampler, self.collate, self.cfg.seed or 0, runtime.num_worker, self.cfg.worker_timeout)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return comm.is_main_process()
 
     def test(self, check_stop: Callable[[], None] = lambda: None) -> Scores:
         """Scores by name, and by class and name. `check_stop` is called between scenes and may raise."""
@@ -88,19 +102,24 @@ class TesterBase:
     def run(self) -> Scores:
         """`test()` as a run of its own, with its files in save_path."""
         from pointcept3m.engines.hooks.writer import write_metrics
+        from pointcept3m.engines.report import write_report
 
         start = time.monotonic()
         if (self.save_path / "model" / "model_last.pth").exists():
             self.save_path = self.save_path / "test"  # the folder of a training keeps its own config.py and metrics.json
         self.save_path.mkdir(parents=True, exist_ok=True)
         get_root_logger(self.save_path / "test.log", file_mode="w")
-        dump_config(self.cfg, self.save_path)
+        dump_config(self.cfg, self.save_path, self.seed)
+        facts = describe_run(self.model, self.device, self.seed)
+        if idle := settings_without_effect(self.cfg):
+            self.logger.warning(idle)
         try:
             scores, per_class = self.test()
-            if comm.is_main_process():
+            if self.is_main:
                 seconds = time.monotonic() - start
                 path = write_metrics(self.save_path, self.cfg, self.cfg.task or self.task, "test", self.seed, scores, per_class, seconds)
-                self.logger.info(f"scores are in {path}")
+                write_json(self.save_path / "run.json", {**facts, "seconds": round(seconds, 3), **memory_facts()})
+                self.logger.info(f"scores are in {path}, report: {write_report(self.save_path)}")
         except Exception as error:
             self.logger.error(f"test stopped: {type(error).__name__}: {error}", exc_info=error, extra={"file_only_traceback": True})
             raise

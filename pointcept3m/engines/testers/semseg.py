@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointcept3m.datasets.collate import collate_fn
 from pointcept3m.engines import metrics
-from pointcept3m.engines.hooks.evaluator import class_settings
+from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
 from pointcept3m.utils import comm
 from pointcept3m.utils.files import atomic_write

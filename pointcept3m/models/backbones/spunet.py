@@ -20,6 +20,7 @@ from pointcept3m.models.layers.sparse import (
     SubMConv3d,
 )
 from pointcept3m.ops import scatter_mean
+from pointcept3m.structures.point import offset_to_batch
 from pointcept3m.structures.sparse import SparseConvTensor
 
 norm = partial(nn.BatchNorm1d, eps=1e-3, momentum=0.01)
@@ -146,8 +147,7 @@ class SpUNet(nn.Module):
             raise ValueError(
                 f"SpUNet: offset must end with the number of points, at least one; got {offset.tolist()} for {num_points}"
             )
-        count = torch.diff(offset, prepend=offset.new_zeros(1))
-        batch = torch.repeat_interleave(torch.arange(offset.numel(), device=offset.device), count)
+        batch = offset_to_batch(offset)
         low, high = (v.tolist() for v in torch.aminmax(grid_coord, dim=0))
         if min(low) < 0 or max(high) >= 2**31 - 2**16:
             raise ValueError(f"SpUNet: grid_coord must lie in [0, 2^31), found {low} to {high}")

@@ -16,6 +16,7 @@ from pointcept3m.models.gaussiancross.cuboid import cuboid_affine, metric_affine
 from pointcept3m.models.gaussiancross.gaussian_head import GaussianHead
 from pointcept3m.models.gaussiancross.splatting import Rendering, move_cameras, splat
 from pointcept3m.models.gaussiancross.volume import VolumeEncoder, scatter_to_volume
+from pointcept3m.models.teachers.base import Teacher
 from pointcept3m.structures.gaussians import Gaussians
 from pointcept3m.utils.registry import near_names
 
@@ -39,7 +40,7 @@ class GaussianCross(nn.Module):
     near, far: metres. raster_backend: "native" or "gsplat"; None takes ours.
 
     The paper names M, tau, the mask ratio and the teacher. It leaves open X, Y, Z, d_o, d_f, Delta, the lambdas,
-    near, far and the projection head; the defaults start from PonderV2's figures.
+    near, far and the projection head; the defaults of the volume and of the first two lambdas are PonderV2's figures.
     """
 
     def __init__(
@@ -98,8 +99,12 @@ class GaussianCross(nn.Module):
             offset_max=offset_max,
             hidden=head_channels,
         )
-        # The teacher is frozen and comes from its own file: a plain attribute keeps it out of our checkpoints.
-        self.__dict__["teacher"] = TEACHERS.build(teacher) if with_feature else None
+        self.teacher = TEACHERS.build(teacher) if with_feature else None
+        if with_feature and not isinstance(self.teacher, Teacher):
+            raise TypeError(
+                f"GaussianCross: teacher {type(self.teacher).__name__} must extend Teacher, which keeps its network frozen "
+                "and out of our checkpoints"
+            )
         self.projection_head = nn.Linear(feature_dim, self.teacher.dim) if with_feature else None  # P of Eq. 16
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -159,7 +164,6 @@ class GaussianCross(nn.Module):
         rgb = batch["rgb"]
         num_scenes, num_views = rgb.shape[:2]
         names = [name for scene in batch["view_name"] for name in scene] if "view_name" in batch else None
-        self.teacher.to(rgb.device)
         maps = self.teacher(rgb.flatten(0, 1).permute(0, 3, 1, 2), names)
         return maps.permute(0, 2, 3, 1).unflatten(0, (num_scenes, num_views))
 

@@ -7,14 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pointcept3m.ops.sparse_conv import (
-    Rulebook,
-    sparse_conv,
-    strided_rulebook,
-    strided_shape,
-    submanifold_rulebook,
-    triple,
-)
+from pointcept3m.ops.rulebook import Rulebook, strided_rulebook, strided_shape, submanifold_rulebook, triple
+from pointcept3m.ops.sparse_conv import sparse_conv
 from pointcept3m.structures.sparse import SparseConvTensor
 from pointcept3m.utils.registry import near_names
 

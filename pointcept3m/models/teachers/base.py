@@ -21,8 +21,9 @@ class Teacher(nn.Module):
 
     A student holds it as an ordinary attribute, `self.teacher = TEACHERS.build(cfg)`. The network inside is kept
     out of torch's module tables on purpose: it follows `student.to(device)`, but `student.state_dict()`,
-    `student.parameters()`, DDP and the optimizer never see it, so that a checkpoint of the student holds the
-    student alone and loads strictly whichever teacher stands in the config.
+    `student.parameters()`, DDP and the optimizer never see it (`named_modules` lists this empty shell, nothing in
+    it), so that a checkpoint of the student holds the student alone and loads strictly whichever teacher stands in
+    the config.
 
     A subclass builds its network, calls `adopt(network)`, sets `dim` and `patch`, and writes `features`.
 
