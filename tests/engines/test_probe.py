@@ -42,5 +42,5 @@ def test_labels_that_cannot_be_used():
         probe(beyond, GOOD)
     with pytest.raises(ValueError, match=r"Rooms \(split val\) has class 3"):
         probe(GOOD, beyond)
-    with pytest.raises(ValueError, match="the data set is empty"):
+    with pytest.raises(ValueError, match="the training data is empty"):
         linear_probe(Features(), [], [batch(GOOD)], 3, torch.device("cpu"))
