@@ -277,6 +277,7 @@ class DefaultTrainer(TrainerBase):
             self.global_step += 1
             self.call_hooks("after_step")
             self.check_stop(agreed=True)
+        comm.share_buffers(self.bare_model)
         self.call_hooks("after_epoch")
         self.storage.reset_histories()
         self.epoch, self.epoch_step = self.epoch + 1, 0

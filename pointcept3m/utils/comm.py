@@ -97,6 +97,20 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return total.to(tensor.device)
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Gives every rank the buffers of rank 0, so that all evaluate the model that rank 0 saves.
+
+    Batch norm's running statistics differ from rank to rank while training; the weights do not.
+    """
+    if get_world_size() == 1:
+        return
+    with Heartbeat.explained("buffers"):
+        for buffer in module.buffers():
+            value = buffer.detach().cpu().contiguous()
+            dist.broadcast(value, src=0, group=_control_group)
+            buffer.copy_(value)
+
+
 def all_gather(value: Any) -> list[Any]:
     """`value` of every rank, in rank order."""
     if get_world_size() == 1:
