@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 REQUIRED = {
     "numpy": ("numpy", "arrays"),
     "torch": ("torch", "everything"),
-    "addict": ("addict", "configs"),
+    "addict": ("addict", "code written for Pointcept"),
     "PIL": ("pillow", "frames and pictures"),
     "safetensors": ("safetensors", "weights"),
     "scipy": ("scipy", "normals and geometry"),
