@@ -119,7 +119,10 @@ def report(
     """Prints the table of medians."""
     medians = {name: statistics.median(values) for name, values in clock.seconds.items()}
     inside = ("backbone", "scatter", "3D CNN", "heads", "rasterizer", "teacher")
-    medians["projection and losses"] = medians["forward"] - sum(medians.get(name, 0.0) for name in inside)
+    # Step by step, since a difference of medians can be negative.
+    parts = [clock.seconds[name] for name in inside if name in clock.seconds]
+    rest = [whole - sum(step) for whole, *step in zip(clock.seconds["forward"], *parts, strict=True)]
+    medians["projection and losses"] = statistics.median(rest)
     total = medians["data"] + medians["forward"] + medians["backward"] + medians["optimizer"]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.config_file}, {args.steps} steps, {name}, torch {torch.__version__}, "
