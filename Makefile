@@ -1,5 +1,6 @@
 # make demo    install into .venv, generate rooms, pretrain, evaluate, leave pictures and report.html in demo/
 # make test    install what the tests need and run them
+# make sanitize  run the tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer
 # make check   say what this machine, the compiled kernels and the data allow
 #
 # PYTHON=python3.12     the Python that .venv is made of (3.10 or later)
@@ -17,9 +18,9 @@ PYTEST_ARGS ?=
 
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 PINS := $(VENV)/constraints.txt
-KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test check install clean
+.PHONY: demo test sanitize check install clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/pointcept3m demo $(DEMO_ARGS)
@@ -27,6 +28,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test-installed $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+sanitize: $(VENV)/.test-installed $(VENV)/.installed
+	PYTHON=$(VENV)/bin/python sh tools/sanitize.sh
 
 check: $(VENV)/.installed
 	$(VENV)/bin/pointcept3m check
@@ -61,5 +65,5 @@ $(VENV)/.test-installed: $(VENV)/.requirements requirements-test.txt
 	@touch $@
 
 clean:
-	rm -rf build dist pointcept3m.egg-info pointcept3m/_ops.so demo .pytest_cache .ruff_cache
+	rm -rf build dist pointcept3m.egg-info pointcept3m/_ops*.so pointcept3m/_ops_cuda.txt demo .pytest_cache .ruff_cache
 	rm -f $(VENV)/.installed $(VENV)/.requirements $(VENV)/.test-installed $(PINS)

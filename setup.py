@@ -1,16 +1,24 @@
-"""Builds `pointcept3m/_ops.so`, the CPU kernels, against torch's stable ABI, and packs the configs.
+"""Builds the kernels against torch's stable ABI, `pointcept3m/_ops.so` (CPU) and `_ops_cuda.so`, and packs the configs.
 
-torch is not imported here: only its headers and its shared library are needed, and they are looked up
+torch is not imported here: only its headers and its shared libraries are needed, and they are looked up
 in the environment that the package is installed into, so that pip's build isolation does not download
 a second torch. Where that environment has no torch, pip is asked for one.
 
 A machine without a C++ compiler still gets an installation: the ops then run in plain torch. Set
 POINTCEPT3M_REQUIRE_NATIVE=1 to make that an error. A compiler that fails is always an error.
+
+The CUDA kernels are built where nvcc is found ($CUDA_HOME, PATH, /usr/local/cuda) and torch is a CUDA build. Why they
+were not stands in `pointcept3m/_ops_cuda.txt`, which `python -m pointcept3m.ops` reads.
+  POINTCEPT3M_CUDA=0      never builds them; =1 makes it an error where they cannot be built
+  TORCH_CUDA_ARCH_LIST    architectures, as torch writes them ("8.0;9.0+PTX"); by default those of the GPUs that are
+                          seen, and where none is, 8.0, 9.0 and 10.0
+  MAX_JOBS                compilers at a time
 """
 
 import os
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +32,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = "torch>=2.10"
 REQUIRE_NATIVE = os.environ.get("POINTCEPT3M_REQUIRE_NATIVE") == "1"
+CUDA_WANTED = os.environ.get("POINTCEPT3M_CUDA", "auto")
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
 
 
 def find_torch() -> Path | None:
@@ -41,8 +51,87 @@ def find_torch() -> Path | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler, or None."""
+    folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    candidates = [*folders, *os.get_exec_path(), Path("/usr/local/cuda/bin")]
+    return next((found for folder in candidates if (found := shutil.which("nvcc", path=str(folder)))), None)
+
+
+def cuda_architectures(nvcc: str) -> list[str]:
+    """Architectures to compile for, such as "9.0" and "10.0+PTX"; of the default ones, those that nvcc knows."""
+    if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return asked.replace(";", " ").replace(",", " ").split()
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        seen = sorted(set(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()))
+    except (OSError, subprocess.CalledProcessError):
+        seen = []
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    usable = [arch for arch in seen or DEFAULT_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
+    if not usable:
+        raise SystemExit(f"pointcept3m: {nvcc} knows none of the architectures {', '.join(seen or DEFAULT_ARCHITECTURES)}")
+    return usable
+
+
 class BuildOps(build_ext):
     """Compiles the files side by side, once pip has provided torch, or says why there is nothing to compile with."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.extensions:
+            return
+        # In an editable install the libraries lie in the source tree, where `super().run()` has put the CPU's.
+        folder = ROOT / "pointcept3m" if self.editable_mode or self.inplace else Path(self.build_lib) / "pointcept3m"
+        reason = self._build_cuda(folder / "_ops_cuda.so")
+        note = folder / "_ops_cuda.txt"
+        note.unlink(missing_ok=True)
+        if reason:
+            (folder / "_ops_cuda.so").unlink(missing_ok=True)
+            note.write_text(reason + "\n")
+
+    def _build_cuda(self, library: Path) -> str | None:
+        """Builds the CUDA library, or returns why not."""
+        nvcc, torch = find_nvcc(), find_torch()
+        reason = None
+        if CUDA_WANTED == "0":
+            return "POINTCEPT3M_CUDA=0 asked for none when the package was built"
+        if nvcc is None:
+            reason = "no CUDA compiler (nvcc) was found when the package was built"
+        elif not (torch / "lib" / "libtorch_cuda.so").is_file():
+            reason = "the package was built with a torch without CUDA"
+        if reason is None:
+            self._compile_cuda(nvcc, torch, library)
+        elif CUDA_WANTED == "1":
+            raise SystemExit(f"pointcept3m: {reason}, and POINTCEPT3M_CUDA=1 asks for the CUDA kernels")
+        return reason
+
+    def _compile_cuda(self, nvcc: str, torch: Path, library: Path) -> None:
+        architectures = cuda_architectures(nvcc)
+        flags = [
+            "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA", f"-D{'='.join(macros[0])}",
+            f'-DP3M_ARCHITECTURES="{" ".join(architectures)}"', "-Icsrc", f"-I{torch / 'include'}",
+            f"-I{torch / 'include/torch/csrc/api/include'}",
+        ]  # fmt: skip
+        for architecture in architectures:
+            number = architecture.removesuffix("+PTX").replace(".", "")
+            code = f"[sm_{number},compute_{number}]" if architecture.endswith("+PTX") else f"sm_{number}"
+            flags.append(f"-gencode=arch=compute_{number},code={code}")
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(source: Path) -> str:
+            target = folder / f"{source.parent.name}_{source.stem}.o"
+            subprocess.run([nvcc, "-c", str(source), "-o", str(target), *flags], cwd=ROOT, check=True)
+            return str(target)
+
+        sources = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+        print(f"pointcept3m: {nvcc} compiles {len(sources)} CUDA files for {', '.join(architectures)}", flush=True)
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+            objects = list(pool.map(compile_one, sources))
+        libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+        subprocess.run([nvcc, "-shared", "-cudart=static", *objects, *libraries, "-o", str(library)], check=True)
 
     def build_extensions(self) -> None:
         compiler = shutil.which(self.compiler.compiler_so_cxx[0])

@@ -1,9 +1,11 @@
-"""The only file that knows the compiled library: loads it, declares schemas, says what serves an op.
+"""The only file that knows the compiled libraries: loads them, declares schemas, says what serves an op.
 
 An op is declared by `define(schema, twin)`. The twin, plain torch, serves every device that has no kernel of
-its own, and is the truth in tests. C++ kernels in csrc/ register themselves for the CPU when the library loads.
+its own, and is the truth in tests. Kernels in csrc/ register themselves when their library loads: those for the CPU
+in `_ops.so`, those for CUDA in `_ops_cuda.so`.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -12,15 +14,21 @@ from pathlib import Path
 import torch
 
 NAMESPACE = "pointcept3m"
+FOLDER = Path(__file__).parents[1]
 logger = logging.getLogger("pointcept3m")
 _definitions = torch.library.Library(NAMESPACE, "DEF")
 _twins_in_use: set[tuple[str, str]] = set()
 
 
+def _path() -> Path:
+    return Path(os.environ.get("POINTCEPT3M_OPS") or FOLDER / "_ops.so")
+
+
 def _load() -> tuple[bool, str]:
+    """Whether the CPU library serves, and why or why not."""
     if os.environ.get("POINTCEPT3M_NATIVE", "1") == "0":
         return False, "not loaded, as POINTCEPT3M_NATIVE=0 asks"
-    path = Path(os.environ.get("POINTCEPT3M_OPS") or Path(__file__).parents[1] / "_ops.so")
+    path = _path()
     if not path.is_file():
         return False, f"not built ({path} is absent); 'pip install -e .' with a C++ compiler builds it"
     try:
@@ -28,6 +36,26 @@ def _load() -> tuple[bool, str]:
     except OSError as error:
         return False, f"could not be loaded: {error}"
     return True, f"loaded from {path}"
+
+
+def _load_cuda() -> tuple[bool, str]:
+    """The same for the CUDA library."""
+    if os.environ.get("POINTCEPT3M_NATIVE", "1") == "0":
+        return False, "not loaded, as POINTCEPT3M_NATIVE=0 asks"
+    path = Path(os.environ.get("POINTCEPT3M_OPS_CUDA") or FOLDER / "_ops_cuda.so")
+    if not path.is_file():
+        note = path.with_suffix(".txt")
+        reason = note.read_text().strip() if note.is_file() else f"{path} is absent"
+        return False, f"not built ({reason}); 'pip install -e .' with nvcc and a CUDA build of torch builds it"
+    if torch.version.cuda is None:
+        return False, f"not loaded, as torch {torch.__version__} has no CUDA"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return False, f"could not be loaded: {error}"
+    architectures = ctypes.CDLL(str(path)).pointcept3m_cuda_architectures
+    architectures.restype = ctypes.c_char_p
+    return True, f"loaded from {path} (for {', '.join('sm_' + a.replace('.', '') for a in architectures().decode().split())})"
 
 
 def define(schema: str, twin: Callable) -> None:
@@ -38,12 +66,16 @@ def define(schema: str, twin: Callable) -> None:
         device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
         if (name, device) not in _twins_in_use:
             _twins_in_use.add((name, device))
-            why = _status if device == "cpu" else f"no {device} kernel yet"
-            logger.info("ops.%s runs in plain torch on %s: compiled library %s", name, device, why)
+            logger.info("ops.%s runs in plain torch on %s: %s", name, device, _why_twin(device))
         return twin(*args, **kwargs)
 
     _definitions.define(schema)
     _definitions.impl(name, serve, "CompositeExplicitAutograd")
+
+
+def _why_twin(device: str) -> str:
+    loaded, status = {"cpu": (_native, _status), "cuda": (_native_cuda, _status_cuda)}.get(device, (True, ""))
+    return f"it has no {device} kernel" if loaded else f"compiled {device.upper()} library {status}"
 
 
 def native_loaded() -> bool:
@@ -51,9 +83,15 @@ def native_loaded() -> bool:
     return _native
 
 
+def emulated() -> bool:
+    """Whether what serves the CPU are the CUDA kernels under the emulator of tests/cuda_emulator."""
+    return _native and hasattr(ctypes.CDLL(_path()), "pointcept3m_cuda_architectures")
+
+
 def status() -> str:
-    """One sentence: whether the compiled library is in use, and if not, why and what to do."""
-    return f"compiled CPU library {_status}"
+    """One sentence: whether the compiled libraries are in use, and if not, why and what to do."""
+    return f"compiled CPU library {_status}; compiled CUDA library {_status_cuda}"
 
 
 _native, _status = _load()
+_native_cuda, _status_cuda = _load_cuda()
