@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from pointcept3m.datasets.transforms.sampling import group_equal
+from pointcept3m.ops.voxelize import group_keys
 from pointcept3m.structures.camera import register_color, unproject
 
 # cells are numbered with 21 bits an axis: at 1 mm that is a cube of 2 km, and beyond it is an error, not a collision
@@ -207,8 +208,9 @@ def _sum_in_voxels(keys: NDArray[np.int64], rows: NDArray[np.float64]) -> tuple[
     """Sums of the rows of equal keys: (keys [K] ascending, sums [K, columns])."""
     if not len(keys):
         return keys, rows
-    order, starts, _ = group_equal(keys)
-    return keys[order][starts], np.add.reduceat(rows[order], starts, axis=0)
+    groups = group_keys(torch.from_numpy(keys))
+    order, starts = groups.order.numpy(), groups.start[:-1].numpy()
+    return keys[order[starts]], np.add.reduceat(rows[order], starts, axis=0)
 
 
 def rotation_to_z(up: NDArray[np.float64]) -> NDArray[np.float64]:

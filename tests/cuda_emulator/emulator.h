@@ -25,6 +25,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 #define __constant__ static
 #define __shared__ static  // one block at a time
@@ -53,9 +54,13 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice, cudaMemcpyDeviceToHost, cudaMemcpyHostToDevice };
-inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) { return std::memset(to, byte, bytes), 0; }
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+  if (bytes) std::memset(to, byte, bytes);  // an empty tensor's pointer is null
+  return 0;
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  return std::memcpy(to, from, bytes), 0;
+  if (bytes) std::memcpy(to, from, bytes);
+  return 0;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
@@ -205,6 +210,7 @@ inline int __syncthreads_or(int vote) { return emulator::block_barrier(vote != 0
 inline int __syncthreads_and(int vote) { return emulator::block_barrier(vote == 0) == 0; }
 inline void __syncwarp(unsigned mask = ~0u) { emulator::exchange(mask, 0); }
 inline void __threadfence() {}
+[[noreturn]] inline void __trap() { emulator::fail("a kernel stops at what it cannot go on with"); }
 inline void __threadfence_block() {}
 
 template <class T>

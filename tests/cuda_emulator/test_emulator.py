@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: the emulator's own promises, then every test of the ops with the kernels in place."""
+"""The emulator's own promises. The CUDA kernels run in it in tests/ops/test_servers.py."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointcept3m.ops import _library
+import pointcept3m.ops  # noqa: F401  (declares the ops)
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -18,22 +18,16 @@ REPOSITORY = HERE.parents[1]
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is for x86-64"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
-    pytest.mark.skipif(_library.emulated(), reason="runs the emulated kernels itself"),
 ]
-
-
-def build(library: Path, *sources: str) -> Path:
-    """Compiles CUDA sources, by default all, to run on the CPU."""
-    command = ["sh", str(HERE / "build.sh"), str(library), *sources]
-    result = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return library
 
 
 @pytest.fixture(scope="module")
 def selftest(tmp_path_factory):
     """`selftest(code, order)` runs Python code that calls the kernels of selftest_cuda.cu as `ops`."""
-    library = build(tmp_path_factory.mktemp("selftest") / "selftest.so", "tests/cuda_emulator/selftest_cuda.cu")
+    library = tmp_path_factory.mktemp("selftest") / "selftest.so"
+    command = ["sh", str(HERE / "build.sh"), str(library), "tests/cuda_emulator/selftest_cuda.cu"]
+    built = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-4000:]
 
     def run(code: str, order: str = "forward") -> subprocess.CompletedProcess:
         start = f"import torch; torch.ops.load_library({str(library)!r}); ops = torch.ops.pointcept3m_selftest\n"
@@ -70,27 +64,8 @@ def test_a_barrier_that_some_never_reach_is_named(selftest):
     assert result.returncode != 0 and "threads wait for each other for ever" in result.stderr
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("order", ["forward", "random"])
-def test_ops_with_the_cuda_kernels_in_place(order, emulated_kernels):
-    """All quick tests of tests/ops, with CUDA code serving CPU tensors."""
-    environment = {
-        **os.environ, "POINTCEPT3M_OPS": str(emulated_kernels), "P3M_EMULATOR_ORDER": order, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-m", "not long and not gpu and not not_emulated", "-x", "tests/ops"]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-
-
-@pytest.fixture(scope="module")
-def emulated_kernels(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("emulated") / "emulated.so")
-
-
 def test_every_cuda_op_is_a_declared_op():
     """A kernel under a name that Python does not declare would never run."""
-    import pointcept3m.ops  # noqa: F401  (declares them)
-
     declared = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("pointcept3m::")}
     text = "".join(path.read_text() for path in REPOSITORY.glob("csrc/*/*_cuda.cu"))
     registered = {part.split('"')[1] for part in text.split("m.impl(")[1:]}

@@ -168,6 +168,20 @@ def test_grid_sample_draws_every_point_of_a_cell_alike():
     assert abs(np.corrcoef(picks[:, 0], large)[0, 1]) < 0.1 and np.unique(large).size > 95
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
+def test_grid_sample_repeats_for_a_seed(sample, dtype):
+    """One number of numpy for each cell, in the order of x, then y, then z: seeded runs stay as they were."""
+    sample["coord"] = (10 * sample["coord"]).astype(dtype)
+    sample["coord"].flags.writeable = False  # as a memory-mapped file gives it
+    cells = reference_cells(sample["coord"], 3)
+    data = {**sample, "index_valid_keys": ["row"], "row": np.arange(3000)}
+    np.random.seed(5)
+    rows = TRANSFORMS.build(dict(type="GridSample", grid_size=3))(data)["row"]
+    np.random.seed(5)
+    draws = np.random.random(len(cells))
+    assert rows.tolist() == [cells[c][int(d * len(cells[c]))] for c, d in zip(sorted(cells), draws, strict=True)]
+
+
 def test_grid_sample_test_mode_covers_every_point_in_cells_of_one(sample):
     cells = reference_cells(sample["coord"], 0.4)
     parts = TRANSFORMS.build(dict(type="GridSample", grid_size=0.4, mode="test", return_grid_coord=True))(sample)

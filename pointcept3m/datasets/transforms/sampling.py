@@ -3,55 +3,25 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import DataDict, Transform, chance
-from pointcept3m.structures.keys import index_operator
+from pointcept3m.ops.voxelize import Voxels, voxelize
+from pointcept3m.structures.keys import index_operator, take_rows
 
 
-def grid_cells(coord: NDArray, grid_size: float | Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The cell of every point: (grid_coord [N, 3] int64 with minimum 0, lowest cell [3] int64).
+def find_voxels(coord: NDArray, grid_size: float | Sequence[float]) -> Voxels:
+    """`ops.voxelize` of a numpy cloud [N, 3] of any float or integer type.
 
     Raises: ValueError for no point, for a coordinate that is not finite (one NaN would silently move all the others),
-        and for an extent whose cells cannot be numbered in 63 bits (cells would silently merge).
+        and for an extent whose cells cannot be numbered in 62 bits (cells would silently merge).
     """
     if len(coord) == 0:
         raise ValueError("a cloud of 0 points has no grid")
-    size = np.asarray(grid_size, dtype=np.float64)
-    if not (size > 0).all():
-        raise ValueError(f"grid_size must be positive, got {grid_size}")
-    finite = np.isfinite(coord).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise ValueError(f"{len(coord) - finite.sum()} points are not finite, the first is row {row}: {coord[row]}")
-    scaled = np.floor(coord.astype(np.float64) / size)
-    extent = scaled.max(axis=0) - scaled.min(axis=0) + 1
-    if np.abs(scaled).max() >= 2**62 or np.prod(extent) >= 2**62:
-        raise ValueError(
-            f"a grid of {grid_size} m over {coord.min(axis=0)} .. {coord.max(axis=0)} has {np.prod(extent):.3g} cells, "
-            f"more than 2^62; is the cloud in metres, without far outliers?"
-        )
-    cells = scaled.astype(np.int64)
-    lowest = cells.min(axis=0)
-    return cells - lowest, lowest
-
-
-def ravel_cells(cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for every cell, in the order of x, then y, then z. The extent must have passed `grid_cells`."""
-    extent = cells.max(axis=0) + 1
-    return (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
-
-
-def group_equal(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Sorts equal keys together: (order [N], starts [K] of the groups in it, inverse [N] group of each row)."""
-    order = np.argsort(keys, kind="stable")  # stable, so that the same seed picks the same points on every machine
-    first = np.ones(len(keys), dtype=bool)
-    ordered = keys[order]
-    first[1:] = ordered[1:] != ordered[:-1]
-    inverse = np.empty(len(keys), dtype=np.int64)
-    inverse[order] = np.cumsum(first) - 1
-    return order, np.flatnonzero(first), inverse
+    coord = np.require(coord, np.float32 if coord.dtype == np.float32 else np.float64, ["C", "W"])
+    return voxelize(torch.from_numpy(coord), grid_size)
 
 
 @TRANSFORMS.register_module()
@@ -96,24 +66,22 @@ class GridSample(Transform):
             self.reads = ("coord", "normal")
 
     def apply(self, data_dict: DataDict) -> DataDict | list[DataDict]:
-        cells, lowest = grid_cells(data_dict["coord"], self.grid_size)
-        order, starts, inverse = group_equal(ravel_cells(cells))
-        counts = np.diff(starts, append=len(order))
-        extras = self._extras(data_dict, cells, lowest)
+        voxels = find_voxels(data_dict["coord"], self.grid_size)
+        inverse, extras = voxels.inverse.numpy(), self._extras(data_dict, voxels)
         if self.mode == "train":
-            picked = order[starts + (np.random.random(len(starts)) * counts).astype(np.int64)]
+            picked = voxels.sample(torch.from_numpy(np.random.random(len(voxels.counts)))).numpy()
             return self._select(data_dict, picked, inverse, extras)
         parts = []
-        for turn in range(counts.max()):
-            picked = order[starts + turn % counts]
+        for rows in voxels.fragments():
+            picked = rows.numpy()
             part = self._select(dict(data_dict), picked, inverse, extras)
             part["index"] = picked
             parts.append(part)
         return parts
 
-    def _extras(self, data_dict: DataDict, cells: NDArray, lowest: NDArray) -> DataDict:
+    def _extras(self, data_dict: DataDict, voxels: Voxels) -> DataDict:
         """The per-point keys asked for, for all points."""
-        extras = {}
+        cells, lowest, extras = voxels.grid_coord.numpy(), voxels.lowest.numpy(), {}
         if self.return_grid_coord:
             extras["grid_coord"] = cells
         if self.return_displacement or self.project_displacement:
@@ -134,7 +102,7 @@ class GridSample(Transform):
             data_dict["sampled_index"] = np.flatnonzero(np.isin(picked, data_dict["sampled_index"]))
         data_dict = index_operator(data_dict, picked, extra=self.keys)
         for key, value in extras.items():
-            data_dict[key] = value if key == "min_coord" else value[picked]
+            data_dict[key] = value if key == "min_coord" else take_rows(value, picked)
         if self.return_inverse:
             data_dict["inverse"] = inverse
         return data_dict
@@ -168,13 +136,13 @@ class RandomMask(Transform):
         if self.mode == "point":
             kept = np.random.permutation(count)[: max(1, count - round(self.ratio * count))]
             return index_operator(data_dict, np.sort(kept))
-        cells, _ = grid_cells(data_dict["coord"], self.size)
-        _, starts, block = group_equal(ravel_cells(cells))
-        turn = np.random.permutation(len(starts))
-        removed = np.cumsum(np.bincount(block, minlength=len(starts))[turn])
+        cubes = find_voxels(data_dict["coord"], self.size)
+        counts, block = cubes.counts.numpy(), cubes.inverse.numpy()
+        turn = np.random.permutation(len(counts))
+        removed = np.cumsum(counts[turn])
         # as many blocks as come nearest to the share, but never all
         blocks = int(np.argmin(np.abs(np.append(0, removed[:-1]) - self.ratio * count)))
-        keep_block = np.ones(len(starts), dtype=bool)
+        keep_block = np.ones(len(counts), dtype=bool)
         keep_block[turn[:blocks]] = False
         return index_operator(data_dict, keep_block[block])
 
