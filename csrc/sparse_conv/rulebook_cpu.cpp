@@ -3,6 +3,7 @@
 // Cells stand in lexicographic order, so for one offset the partner's key is the own key plus a constant (or,
 // with a stride, a linear map): walking the cells upwards, the partner only moves upwards too. One list of
 // pairs per offset is therefore in ascending order on both sides, and serves forward, backward and inverse.
+#include <limits>
 #include <tuple>
 
 #include "common/check.h"
@@ -13,14 +14,28 @@ namespace {
 
 using Size3 = std::array<int64_t, 3>;
 
-Size3 size3(const std::vector<int64_t>& values, const char* name) {
+// Numbers beyond these make no sense, and would overflow on the way.
+constexpr int64_t kLargest = std::numeric_limits<int32_t>::max(), kMostOffsets = 1 << 20;
+
+Size3 size3(const std::vector<int64_t>& values, const char* name, int64_t least) {
   STD_TORCH_CHECK(values.size() == 3, name, " must have three entries");
+  for (int64_t value : values)
+    STD_TORCH_CHECK(value >= least && value <= kLargest, name, " must lie in [", least, ", 2^31), got ", value);
   return {values[0], values[1], values[2]};
+}
+
+Size3 kernel3(const std::vector<int64_t>& values) {
+  const Size3 kernel = size3(values, "kernel_size", 1);
+  STD_TORCH_CHECK(
+      kernel[0] <= kMostOffsets && kernel[1] <= kMostOffsets && kernel[0] * kernel[1] <= kMostOffsets / kernel[2],
+      "kernel_size must not have more than 2^20 offsets");
+  return kernel;
 }
 
 int64_t check_coord(const Tensor& coord) {
   check_contiguous_cpu(coord, "coord");
-  STD_TORCH_CHECK(coord.dim() == 2 && coord.size(1) == 4 && coord.scalar_type() == ScalarType::Int, "coord must be int32 [rows, 4]");
+  STD_TORCH_CHECK(coord.dim() == 2 && coord.size(1) == 4 && coord.scalar_type() == ScalarType::Int,
+                  "coord must be int32 [rows, 4]");
   STD_TORCH_CHECK(coord.size(0) < (int64_t{1} << 30), "a rulebook takes fewer than 2^30 rows");
   return coord.size(0);
 }
@@ -60,11 +75,13 @@ struct Names {
 
 // Calls found(k, neighbour, cell) for each neighbour of the cells [begin, end) at an offset k before the centre.
 template <class Found>
-void walk_neighbors(const Cells& cells, int64_t begin, int64_t end, const Size3& kernel, const Size3& dilation, const Found& found) {
+void walk_neighbors(const Cells& cells, int64_t begin, int64_t end, const Size3& kernel, const Size3& dilation,
+                    const Found& found) {
   const Size3 radius{kernel[0] / 2, kernel[1] / 2, kernel[2] / 2};
   const int64_t columns = kernel[0] * kernel[1];
   for (int64_t column = 0; column <= columns / 2; ++column) {
-    const int64_t dx = (column / kernel[1] - radius[0]) * dilation[0], dy = (column % kernel[1] - radius[1]) * dilation[1];
+    const int64_t dx = (column / kernel[1] - radius[0]) * dilation[0],
+                  dy = (column % kernel[1] - radius[1]) * dilation[1];
     const int64_t shift = (dx * cells.box.size[2] + dy) * cells.box.size[3];
     // In the centre's own column only what lies below the centre.
     const int64_t above = column == columns / 2 ? -1 : radius[2] * dilation[2];
@@ -85,15 +102,21 @@ void walk_neighbors(const Cells& cells, int64_t begin, int64_t end, const Size3&
   }
 }
 
-constexpr int64_t kChunk = 8192;
+constexpr int64_t kChunk = 8192;  // cells of one unit of work
+
+// Two cells that meet at offset k, which lies before the centre.
+struct Neighbors {
+  int32_t k, neighbor, cell;
+};
 
 // (pairs [2, P] int32, input and output; start [K + 1] int64; rank [cells] int32; cell [rows] int64 or empty).
-std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor& coord, std::vector<int64_t> kernel_size, std::vector<int64_t> dilation_) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor& coord, std::vector<int64_t> kernel_size,
+                                                             std::vector<int64_t> dilation_) {
   const int64_t num_rows = check_coord(coord);
-  const Size3 kernel = size3(kernel_size, "kernel_size"), dilation = size3(dilation_, "dilation");
+  const Size3 kernel = kernel3(kernel_size), dilation = size3(dilation_, "dilation", 1);
   Size3 margin;
   for (int d = 0; d < 3; ++d) {
-    STD_TORCH_CHECK(kernel[d] > 0 && kernel[d] % 2 == 1 && dilation[d] > 0, "a submanifold kernel must be odd");
+    STD_TORCH_CHECK(kernel[d] % 2 == 1, "a submanifold kernel must be odd");
     margin[d] = kernel[d] / 2 * dilation[d];
   }
   const int32_t* rows = coord.const_data_ptr<int32_t>();
@@ -102,13 +125,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor& coord
   const Cells cells = find_cells(rows, num_rows, box);
   const Names name(cells);
 
+  // Looking for neighbours is mostly mispredicted branches, so it is done once: what is found is noted, and written
+  // to its place when the number of pairs of each offset is known.
   const int64_t volume = kernel[0] * kernel[1] * kernel[2], center = volume / 2;
   const int64_t chunks = (cells.count + kChunk - 1) / kChunk;
   std::vector<int64_t> cursor(chunks * center), start(volume + 1);
+  std::vector<std::vector<Neighbors>> found(chunks);
   share_units(chunks, [&](int64_t chunk) {
     int64_t* count = cursor.data() + chunk * center;
+    std::vector<Neighbors>& here = found[chunk];
+    here.reserve(4 * kChunk);
     walk_neighbors(cells, chunk * kChunk, std::min(cells.count, (chunk + 1) * kChunk), kernel, dilation,
-                   [count](int64_t k, int64_t, int64_t) { ++count[k]; });
+                   [&](int64_t k, int64_t neighbor, int64_t cell) {
+                     ++count[k];
+                     here.push_back({static_cast<int32_t>(k), name(neighbor), name(cell)});
+                   });
   });
   std::vector<int64_t> length(volume, cells.count);
   for (int64_t k = 0; k < center; ++k) {
@@ -123,32 +154,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor& coord
   int32_t* in = pairs.mutable_data_ptr<int32_t>();
   int32_t* out = in + total;
   share_units(chunks, [&](int64_t chunk) {
-    const int64_t begin = chunk * kChunk, end = std::min(cells.count, begin + kChunk);
     int64_t* place = cursor.data() + chunk * center;
-    walk_neighbors(cells, begin, end, kernel, dilation, [&](int64_t k, int64_t neighbor, int64_t cell) {
-      const int32_t a = name(neighbor), b = name(cell);
-      const int64_t here = place[k]++, there = start[volume - 1 - k] + here;
-      in[start[k] + here] = a, out[start[k] + here] = b;
-      in[there] = b, out[there] = a;  // seen from the neighbour, the same pair lies at the mirrored offset
-    });
-    for (int64_t cell = begin; cell < end; ++cell) in[start[center] + cell] = out[start[center] + cell] = name(cell);
+    for (const auto [k, a, b] : found[chunk]) {
+      const int64_t here = place[k]++, first = start[k] + here, second = start[volume - 1 - k] + here;
+      in[first] = a, out[first] = b;
+      in[second] = b, out[second] = a;  // seen from the neighbour, the same pair lies at the mirrored offset
+    }
+    for (int64_t cell = chunk * kChunk; cell < std::min(cells.count, (chunk + 1) * kChunk); ++cell)
+      in[start[center] + cell] = out[start[center] + cell] = name(cell);
   });
   return {pairs, to_tensor(start, coord), name.rank(coord), name.cell(coord)};
 }
 
-// Along one axis: the kernel positions under which an input coordinate reaches an output, and which output.
-struct Reach {
-  int64_t position, output;
-};
+// Along one axis: the kernel positions under which an input coordinate reaches an output, and which output. Cells in
+// order change x and y rarely, so that what the last coordinate reached is kept.
+class Axis {
+ public:
+  struct Reach {
+    int64_t position, output;
+  };
 
-int64_t reach(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t out_size, Reach* found) {
-  int64_t count = 0;
-  for (int64_t position = 0; position < kernel; ++position) {
-    const int64_t target = input + padding - position * dilation;
-    if (target >= 0 && target % stride == 0 && target / stride < out_size) found[count++] = {position, target / stride};
+  Axis(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t out_size)
+      : kernel_(kernel), stride_(stride), padding_(padding), dilation_(dilation), out_size_(out_size) {}
+
+  const std::vector<Reach>& reached_from(int64_t input) {
+    if (input == last_) return reached_;
+    last_ = input;
+    reached_.clear();
+    for (int64_t position = 0; position < kernel_; ++position) {
+      const int64_t target = input + padding_ - position * dilation_, output = target / stride_;
+      if (target >= 0 && output * stride_ == target && output < out_size_) reached_.push_back({position, output});
+    }
+    return reached_;
   }
-  return count;
-}
+
+ private:
+  int64_t kernel_, stride_, padding_, dilation_, out_size_;
+  int64_t last_ = std::numeric_limits<int64_t>::min();
+  std::vector<Reach> reached_;
+};
 
 struct Candidate {
   uint64_t key;
@@ -156,14 +200,15 @@ struct Candidate {
 };
 
 // The same four for the inputs, and coord_out [M, 4] int32; outputs stand in cell order.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& coord, std::vector<int64_t> kernel_size, std::vector<int64_t> stride_,
-                                                         std::vector<int64_t> padding_, std::vector<int64_t> dilation_,
-                                                         std::vector<int64_t> out_shape) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& coord, std::vector<int64_t> kernel_size,
+                                                                 std::vector<int64_t> stride_,
+                                                                 std::vector<int64_t> padding_,
+                                                                 std::vector<int64_t> dilation_,
+                                                                 std::vector<int64_t> out_shape) {
   const int64_t num_rows = check_coord(coord);
-  const Size3 kernel = size3(kernel_size, "kernel_size"), stride = size3(stride_, "stride"), padding = size3(padding_, "padding");
-  const Size3 dilation = size3(dilation_, "dilation"), shape = size3(out_shape, "out_shape");
-  for (int d = 0; d < 3; ++d)
-    STD_TORCH_CHECK(kernel[d] > 0 && stride[d] > 0 && dilation[d] > 0 && shape[d] > 0, "kernel_size, stride, dilation and out_shape must be positive");
+  const Size3 kernel = kernel3(kernel_size), stride = size3(stride_, "stride", 1),
+              padding = size3(padding_, "padding", 0);
+  const Size3 dilation = size3(dilation_, "dilation", 1), shape = size3(out_shape, "out_shape", 1);
   const int32_t* rows = coord.const_data_ptr<int32_t>();
   const KeyBox box = bounding_box(rows, num_rows, {0, 0, 0});
   KeyBox out_box;
@@ -173,18 +218,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& c
 
   const int64_t volume = kernel[0] * kernel[1] * kernel[2];
   std::vector<std::vector<Candidate>> reached(volume);
-  std::array<std::vector<Reach>, 3> axis{std::vector<Reach>(kernel[0]), std::vector<Reach>(kernel[1]), std::vector<Reach>(kernel[2])};
+  const auto axis = [&](int d) { return Axis(kernel[d], stride[d], padding[d], dilation[d], shape[d]); };
+  Axis along_x = axis(0), along_y = axis(1), along_z = axis(2);
   for (int64_t cell = 0; cell < cells.count; ++cell) {
     const int32_t* c = rows + 4 * int64_t{cells.row[cell]};
-    Size3 count;
-    for (int d = 0; d < 3; ++d) count[d] = reach(c[d + 1], kernel[d], stride[d], padding[d], dilation[d], shape[d], axis[d].data());
-    for (int64_t x = 0; x < count[0]; ++x)
-      for (int64_t y = 0; y < count[1]; ++y)
-        for (int64_t z = 0; z < count[2]; ++z) {
-          const Reach &rx = axis[0][x], &ry = axis[1][y], &rz = axis[2][z];
-          reached[(rx.position * kernel[1] + ry.position) * kernel[2] + rz.position].push_back(
-              {out_box.key(c[0], rx.output, ry.output, rz.output), static_cast<int32_t>(cell)});
-        }
+    for (const Axis::Reach& x : along_x.reached_from(c[1]))
+      for (const Axis::Reach& y : along_y.reached_from(c[2]))
+        for (const Axis::Reach& z : along_z.reached_from(c[3]))
+          reached[(x.position * kernel[1] + y.position) * kernel[2] + z.position].push_back(
+              {out_box.key(c[0], x.output, y.output, z.output), static_cast<int32_t>(cell)});
   }
   std::vector<int64_t> start(volume + 1);
   for (int64_t k = 0; k < volume; ++k) start[k + 1] = start[k] + static_cast<int64_t>(reached[k].size());
@@ -195,17 +237,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& c
     for (size_t p = 0; p < reached[k].size(); ++p) sites[start[k] + p] = {reached[k][p].key, 0};
   });
   sort_keys(sites);
-  sites.erase(std::unique(sites.begin(), sites.end(), [](const KeyRow& a, const KeyRow& b) { return a.key == b.key; }), sites.end());
+  sites.erase(std::unique(sites.begin(), sites.end(), [](const KeyRow& a, const KeyRow& b) { return a.key == b.key; }),
+              sites.end());
   const auto num_out = static_cast<int64_t>(sites.size());
   const Tensor coord_out = torch::stable::new_empty(coord, {num_out, 4});
   int32_t* out_rows = coord_out.mutable_data_ptr<int32_t>();
+  uint64_t column = 0;  // key of the first site with the same batch, x and y
   for (int64_t i = 0; i < num_out; ++i) {
+    int32_t* row = out_rows + 4 * i;
     uint64_t key = sites[i].key;
+    if (i > 0 && key - column < static_cast<uint64_t>(shape[2])) {
+      std::copy(row - 4, row - 1, row);
+      row[3] = static_cast<int32_t>(key - column);
+      continue;
+    }
+    column = key - key % shape[2];
     for (int d = 3; d > 0; --d) {
-      out_rows[4 * i + d] = static_cast<int32_t>(key % shape[d - 1]);
+      row[d] = static_cast<int32_t>(key % shape[d - 1]);
       key /= shape[d - 1];
     }
-    out_rows[4 * i] = static_cast<int32_t>(static_cast<int64_t>(key) + out_box.low[0]);
+    row[0] = static_cast<int32_t>(static_cast<int64_t>(key) + out_box.low[0]);
   }
 
   const Tensor pairs = torch::stable::new_empty(coord, {2, total});

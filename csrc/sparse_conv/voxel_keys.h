@@ -16,7 +16,8 @@ struct KeyBox {
   std::array<int64_t, 4> low{}, size{1, 1, 1, 1};
 
   uint64_t key(int64_t b, int64_t x, int64_t y, int64_t z) const {
-    return static_cast<uint64_t>((((b - low[0]) * size[1] + (x - low[1])) * size[2] + (y - low[2])) * size[3] + (z - low[3]));
+    return static_cast<uint64_t>((((b - low[0]) * size[1] + (x - low[1])) * size[2] + (y - low[2])) * size[3] +
+                                 (z - low[3]));
   }
   // False where keys would not fit 62 bits.
   bool fits() const {
@@ -52,7 +53,8 @@ struct KeyRow {
 
 // Stable radix sort by key, over the digits in which keys differ.
 inline void sort_keys(std::vector<KeyRow>& items) {
-  if (std::is_sorted(items.begin(), items.end(), [](const KeyRow& a, const KeyRow& b) { return a.key < b.key; })) return;
+  if (std::is_sorted(items.begin(), items.end(), [](const KeyRow& a, const KeyRow& b) { return a.key < b.key; }))
+    return;
   uint64_t all = 0, common = ~uint64_t{0};
   for (const KeyRow& item : items) all |= item.key, common &= item.key;
   constexpr int bits = 11;
@@ -72,9 +74,9 @@ inline void sort_keys(std::vector<KeyRow>& items) {
 // The occupied cells of a cloud in ascending order of key.
 struct Cells {
   KeyBox box;
-  std::vector<uint64_t> key;   // one per cell, and a sentinel above all keys
-  std::vector<int32_t> row;    // first row in each cell
-  std::vector<int64_t> cell;   // cell of each row
+  std::vector<uint64_t> key;  // one per cell, and a sentinel above all keys
+  std::vector<int32_t> row;   // first row in each cell
+  std::vector<int64_t> cell;  // cell of each row
   int64_t count = 0;
 };
 

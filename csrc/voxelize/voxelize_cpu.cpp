@@ -5,7 +5,7 @@
 #include <array>
 #include <tuple>
 
-#include "scatter/pages.h"
+#include "common/pages.h"
 #include "voxelize/arguments.h"
 #include "voxelize/quantise.h"
 #include "voxelize/radix.h"

@@ -29,6 +29,8 @@ def _load() -> tuple[bool, str]:
     if os.environ.get("POINTCEPT3M_NATIVE", "1") == "0":
         return False, "not loaded, as POINTCEPT3M_NATIVE=0 asks"
     path = _path()
+    if not path.is_file() and "POINTCEPT3M_OPS" in os.environ:
+        raise FileNotFoundError(f"POINTCEPT3M_OPS names {path}, and there is no such file")
     if not path.is_file():
         return False, f"not built ({path} is absent); 'pip install -e .' with a C++ compiler builds it"
     try:
@@ -43,6 +45,8 @@ def _load_cuda() -> tuple[bool, str]:
     if os.environ.get("POINTCEPT3M_NATIVE", "1") == "0":
         return False, "not loaded, as POINTCEPT3M_NATIVE=0 asks"
     path = Path(os.environ.get("POINTCEPT3M_OPS_CUDA") or FOLDER / "_ops_cuda.so")
+    if not path.is_file() and "POINTCEPT3M_OPS_CUDA" in os.environ:
+        raise FileNotFoundError(f"POINTCEPT3M_OPS_CUDA names {path}, and there is no such file")
     if not path.is_file():
         note = path.with_suffix(".txt")
         reason = note.read_text().strip() if note.is_file() else f"{path} is absent"

@@ -46,6 +46,11 @@ class Rulebook(NamedTuple):
         return self._replace(reverse=not self.reverse, coord_out=coord)
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the ops take: (pairs, start, rank_in, rank_out)."""
+        return self.pairs, self.start, self.rank_in, self.rank_out
+
+    @property
     def num_in(self) -> int:
         """Number of rows that go in."""
         return self._rows(self.reverse)
@@ -166,7 +171,8 @@ def strided_shape(
     shape = tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in axes)
     if min(shape) < 1:
         raise ValueError(
-            f"a grid of {tuple(spatial_shape)} is too small for kernel {tuple(kernel_size)} with padding {tuple(padding)}"
+            f"a grid of {tuple(spatial_shape)} is too small for kernel {tuple(kernel_size)} "
+            f"with padding {tuple(padding)}"
         )
     return shape
 
@@ -235,14 +241,8 @@ def _submanifold_twin(
     return *_join(pairs), rank, cell
 
 
-def _strided_twin(
-    coord: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    out_shape: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _strided_twin(coord: Tensor, *settings: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kernel_size, stride, padding, dilation, out_shape = settings
     cells, name, rank, cell = _cells(coord)
     pad, step = (torch.tensor([0, *v], device=coord.device) for v in (padding, dilation))
     by = torch.tensor([1, *stride], device=coord.device)
@@ -291,12 +291,5 @@ def _(coord: Tensor, kernel_size: list[int], dilation: list[int]) -> tuple[Tenso
 
 
 @torch.library.register_fake("pointcept3m::strided_pairs")
-def _(
-    coord: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    out_shape: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return *_fake_pairs(coord, kernel_size), coord.new_empty(torch.library.get_ctx().new_dynamic_size(), 4)
+def _(coord: Tensor, *settings: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return *_fake_pairs(coord, settings[0]), coord.new_empty(torch.library.get_ctx().new_dynamic_size(), 4)

@@ -1,17 +1,17 @@
 """Reductions of rows into bins: `scatter` with torch_scatter's arguments and meaning, deterministic.
 
-Every layout is brought to one: rows [N, C] and one bin per row. There four ops do the work: `scatter_sum`,
-`scatter_mean`, `scatter_extreme` (max and min, with the row that won) and, for backward, `gather_rows`.
+Every layout is brought to one: rows [N, C] and one bin per row. There the ops of `scatter_rows` do the work.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pointcept3m.ops import _library
+from pointcept3m.ops.scatter_rows import NATIVE_DTYPES, extreme_twin, mean_twin, sum_twin, wide
 from pointcept3m.utils.registry import near_names
 
 REDUCTIONS = ("sum", "add", "mean", "max", "min", "mul")
-NATIVE_DTYPES = (torch.float32, torch.float64)
 
 
 def scatter(
@@ -45,37 +45,42 @@ def scatter(
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"scatter: no reduction {reduce!r}; {near_names(reduce, REDUCTIONS)}")
-    result = _scatter(src, index, dim, out, dim_size, reduce, backend)
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _scatter(
-    src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None, reduce: str, backend: str | None = None
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What `scatter` computes, with the winners of an extreme."""
     if backend == "torch_scatter":
-        return _torch_scatter(src, index, dim, out, dim_size, reduce)
-    if backend not in (None, "native"):
+        result = _by_torch_scatter(src, index, dim, out, dim_size, reduce)
+    elif backend in (None, "native"):
+        result = reduce_by_index(src, index, dim, out, dim_size, reduce)[0]
+    else:
         raise ValueError(f"scatter: backend must be 'native' or 'torch_scatter', got {backend!r}")
-    dim = _check_dim(src, dim)
-    index, per_row = _align_index(src, index, dim)
-    dim_size = _check_size(src, index, dim, out, dim_size)
+    return result
 
-    rows, bins, width = _to_rows(src, index, dim, per_row)
-    others = src.shape[:dim] + src.shape[dim + 1 :]
 
-    def restore(value: Tensor) -> Tensor:
-        return value.reshape(dim_size, *others).movedim(0, dim)
-
-    value, extra = _reduce_rows(rows, bins, dim_size * width, reduce)
-    value = restore(value.to(src.dtype))
+def reduce_by_index(
+    src: Tensor,
+    index: Tensor,
+    dim: int,
+    out: Tensor | None,
+    dim_size: int | None,
+    reduce: str,
+    winners: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What `scatter` computes; and, if `winners` are asked for, where along `dim` the extremes stand, int64."""
+    lines = lay_out(src, index, dim, out, dim_size)
+    value, extra = _reduce_rows(lines.rows, lines.bins, lines.num_bins, reduce)
+    value = lines.restore_bins(value)
     if reduce in ("max", "min"):
-        arg = restore(extra.div(width, rounding_mode="floor") if width > 1 else extra)
-        return _into_extreme(out, value, arg, src.size(dim), largest=reduce == "max")
+        taken = None
+        if out is not None:
+            found = lines.restore_bins(extra < lines.rows.size(0))
+            taken = (value > out if reduce == "max" else value < out) & found
+            value = out.copy_(torch.where(taken, value, out))
+        if not winners:
+            return value, None
+        arg = lines.restore_bins(lines.position(extra))
+        return value, arg if taken is None else torch.where(taken, arg, lines.length)
     if out is None:
-        return value
-    count = restore(extra[:, None].expand(-1, rows.size(1))) if reduce == "mean" else None
-    return _into(out, value, count, reduce)
+        return value, None
+    count = lines.restore_bins(extra[:, None].expand(-1, lines.rows.size(1))) if reduce == "mean" else None
+    return _into(out, value, count, reduce), None
 
 
 def scatter_sum(
@@ -109,7 +114,7 @@ def scatter_max(
 
     `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
     """
-    return _scatter(src, index, dim, out, dim_size, "max")
+    return reduce_by_index(src, index, dim, out, dim_size, "max", winners=True)
 
 
 def scatter_min(
@@ -119,7 +124,7 @@ def scatter_min(
 
     `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
     """
-    return _scatter(src, index, dim, out, dim_size, "min")
+    return reduce_by_index(src, index, dim, out, dim_size, "min", winners=True)
 
 
 def _check_dim(src: Tensor, dim: int) -> int:
@@ -130,25 +135,27 @@ def _check_dim(src: Tensor, dim: int) -> int:
     return dim % src.dim()
 
 
-def _align_index(src: Tensor, index: Tensor, dim: int) -> tuple[Tensor, bool]:
-    """The index as one bin per position along `dim`, and True; or spread to `src`'s shape, and False."""
+def _align_index(src: Tensor, index: Tensor, dim: int) -> Tensor:
+    """The index with a size of 1 wherever it does not vary, but for `dim` and, unless all are 1, those before it."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"scatter: index must be an int64 tensor, got {got}")
     if index.device != src.device:
         raise ValueError(f"scatter: src is on {src.device}, index on {index.device}")
+    before, after = src.shape[:dim], (1,) * (src.dim() - dim - 1)
     if index.dim() == 1 and index.size(0) == src.size(dim):
-        return index, True
+        return index.reshape((1,) * dim + (-1,) + after)
     shape = f"scatter: index of shape {tuple(index.shape)} does not fit src of shape {tuple(src.shape)} along dim {dim}"
-    if index.dim() == 1:
+    if index.dim() == 1 or index.dim() > src.dim():
         raise ValueError(shape)
     wide = index.reshape(index.shape + (1,) * (src.dim() - index.dim()))
-    if wide.size(dim) == src.size(dim) == wide.numel():
-        return wide.reshape(-1), True
     try:
-        return wide.expand_as(src), False
+        spread = wide.expand_as(src)
     except RuntimeError:
         raise ValueError(shape) from None
+    if wide.size(dim) == src.size(dim) == wide.numel():
+        return wide
+    return wide.expand(before + (src.size(dim),) + after) if wide.shape[dim + 1 :].numel() == 1 else spread
 
 
 def _check_size(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
@@ -156,7 +163,8 @@ def _check_size(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_si
         wanted = src.shape[:dim] + src.shape[dim + 1 :]
         if out.shape[:dim] + out.shape[dim + 1 :] != wanted or out.dtype != src.dtype:
             raise ValueError(
-                f"scatter: out must be {src.dtype} of src's shape {tuple(src.shape)} but for dim {dim}, got {out.dtype} {tuple(out.shape)}"
+                f"scatter: out must be {src.dtype} of src's shape {tuple(src.shape)} but for dim {dim}, got "
+                f"{out.dtype} {tuple(out.shape)}"
             )
         dim_size = out.size(dim)
     if torch.compiler.is_compiling() and dim_size is not None:
@@ -168,32 +176,75 @@ def _check_size(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_si
     return size
 
 
-def _to_rows(src: Tensor, index: Tensor, dim: int, per_row: bool) -> tuple[Tensor, Tensor, int]:
-    """`src` as rows [N, C], the bin of each row, and how many bins stand for one position along `dim`."""
-    moved = src.movedim(dim, 0)
-    channels = moved.shape[1:].numel()
-    if per_row:
-        return moved.reshape(src.size(dim), channels), index, 1
-    column = torch.arange(channels, device=src.device)
-    bins = index.movedim(dim, 0).reshape(src.size(dim), channels) * channels + column
-    return moved.reshape(-1, 1), bins.reshape(-1), channels
+class Lines(NamedTuple):
+    """`src` as rows [R, C], each with a bin, and the way back."""
+
+    rows: Tensor
+    bins: Tensor
+    num_bins: int
+    length: int  # of src along dim
+    step: int  # rows that stand for one position along dim
+    bins_shape: tuple[int, ...]  # of the result, before `dim` returns to its place
+    rows_shape: tuple[int, ...]  # of src, likewise
+    dim: int  # where the first dimension of these belongs; 0: it is there already
+
+    def restore_bins(self, value: Tensor) -> Tensor:
+        """Bins' values [num_bins, C] in the result's shape."""
+        return value.reshape(self.bins_shape).movedim(0, self.dim)
+
+    def restore_rows(self, value: Tensor) -> Tensor:
+        """Rows' values [R, C] in src's shape."""
+        return value.reshape(self.rows_shape).movedim(0, self.dim)
+
+    def position(self, row: Tensor) -> Tensor:
+        """Where rows [num_bins, C] stand along `dim`, int64; one past the last row becomes `length`."""
+        row = row.long()
+        if self.rows.size(0) == self.length:
+            return row
+        position = row.div(self.step, rounding_mode="floor") % max(self.length, 1)
+        return torch.where(row == self.rows.size(0), self.length, position)
+
+
+def lay_out(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> Lines:
+    """Checks the arguments of `scatter`, and brings any layout to rows and bins.
+
+    One bin per position along `dim` makes rows of everything else. Where the index varies in the dimensions before
+    `dim`, each of their entries gets bins of its own; where it varies in those after, every value is a row.
+    """
+    dim = _check_dim(src, dim)
+    index = _align_index(src, index, dim)
+    size = _check_size(src, index, dim, out, dim_size)
+    before, length, after = src.shape[:dim], src.size(dim), src.shape[dim + 1 :]
+    batches, channels = before.numel(), after.numel()
+    if index.numel() == length and (batches == 1 or channels < 8):
+        rows, others = src.movedim(dim, 0), before + after
+        rows = rows.reshape(length, others.numel())
+        return Lines(rows, index.reshape(-1), size, length, 1, (size, *others), (length, *others), dim)
+    index = index.expand(before + index.shape[dim:])
+    bins = index.reshape(batches, length, -1) + size * torch.arange(batches, device=index.device)[:, None, None]
+    step = bins.size(2)
+    if step > 1 or channels == 0:
+        bins = bins * channels + torch.arange(channels, device=index.device)
+        step, channels = channels, 1
+    rows = src.reshape(batches * length * step, channels)
+    shape = (*before, size, *after)
+    return Lines(rows, bins.reshape(-1), batches * size * step, length, step, shape, tuple(src.shape), 0)
 
 
 def _reduce_rows(rows: Tensor, bins: Tensor, num_bins: int, reduce: str) -> tuple[Tensor, Tensor | None]:
     """(value [num_bins, C], and the winning row [num_bins, C] for an extreme, the count [num_bins] for a mean)."""
-    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    wide, bins = wide.contiguous(), bins.contiguous()
-    native = wide.dtype in NATIVE_DTYPES
+    rows, bins = rows.contiguous(), bins.contiguous()
+    native = rows.dtype in NATIVE_DTYPES
     ops = torch.ops.pointcept3m
     if reduce in ("max", "min"):
-        run = ops.scatter_extreme if native else _extreme_twin
-        return run(wide, bins, num_bins, reduce == "max")
+        return (ops.scatter_extreme if native else extreme_twin)(rows, bins, num_bins, reduce == "max")
     if reduce == "mean":
-        return (ops.scatter_mean if native else _mean_twin)(wide, bins, num_bins)
+        return (ops.scatter_mean if native else mean_twin)(rows, bins, num_bins)
     if reduce == "mul":
-        ones = wide.new_ones(num_bins, wide.size(1))
-        return ones.scatter_reduce(0, bins[:, None].expand_as(wide), wide, "prod"), None
-    return (ops.scatter_sum if native else _sum_twin)(wide, bins, num_bins), None
+        values = wide(rows)
+        ones = values.new_ones(num_bins, values.size(1))
+        return ones.scatter_reduce(0, bins[:, None].expand_as(values), values, "prod").to(rows.dtype), None
+    return (ops.scatter_sum if native else sum_twin)(rows, bins, num_bins), None
 
 
 def _into(out: Tensor, value: Tensor, count: Tensor | None, reduce: str) -> Tensor:
@@ -206,152 +257,13 @@ def _into(out: Tensor, value: Tensor, count: Tensor | None, reduce: str) -> Tens
     return out.add_(value * count).div_(count, rounding_mode=mode)
 
 
-def _into_extreme(out: Tensor | None, value: Tensor, arg: Tensor, empty: int, largest: bool) -> tuple[Tensor, Tensor]:
-    if out is None:
-        return value, arg
-    take = (value > out if largest else value < out) & (arg < empty)
-    return out.copy_(torch.where(take, value, out)), torch.where(take, arg, empty)
-
-
-def _torch_scatter(
+def _by_torch_scatter(
     src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None, reduce: str
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     try:
         import torch_scatter
     except ImportError:
         raise ImportError(
             "scatter: backend='torch_scatter' needs the package torch-scatter; backend='native' needs nothing"
         ) from None
-    if reduce in ("max", "min"):
-        return getattr(torch_scatter, f"scatter_{reduce}")(src, index, dim, out, dim_size)
     return torch_scatter.scatter(src, index, dim, out, dim_size, reduce)
-
-
-# The ops: rows [N, C] contiguous, index int64 [N]. Twins serve any device and dtype.
-
-
-def _count(index: Tensor, dim_size: int) -> Tensor:
-    return index.new_zeros(dim_size).index_add_(0, index, torch.ones_like(index))
-
-
-def _sum_twin(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
-    return src.new_zeros(dim_size, src.size(1)).index_add_(0, index, src)
-
-
-def _mean_twin(src: Tensor, index: Tensor, dim_size: int) -> tuple[Tensor, Tensor]:
-    count = _count(index, dim_size)
-    mode = None if src.is_floating_point() else "floor"
-    return _sum_twin(src, index, dim_size).div(count.clamp(min=1)[:, None], rounding_mode=mode), count
-
-
-def _extreme_twin(src: Tensor, index: Tensor, dim_size: int, largest: bool) -> tuple[Tensor, Tensor]:
-    num_rows = src.size(0)
-    spread = index[:, None].expand_as(src)
-    out = src.new_zeros(dim_size, src.size(1))
-    out = out.scatter_reduce(0, spread, src, "amax" if largest else "amin", include_self=False)
-    won = out[index]
-    hit = (src == won) | ((src != src) & (won != won))
-    row = torch.arange(num_rows, device=src.device)[:, None]
-    arg = index.new_full(out.shape, num_rows)
-    return out, arg.scatter_reduce_(0, spread, torch.where(hit, row, num_rows), "amin")
-
-
-def _extreme_backward_twin(grad: Tensor, arg: Tensor, num_rows: int) -> Tensor:
-    return grad.new_zeros(num_rows + 1, grad.size(1)).scatter_(0, arg, grad)[:num_rows].clone()
-
-
-def _gather_twin(src: Tensor, index: Tensor) -> Tensor:
-    return src.index_select(0, index)
-
-
-_library.define("scatter_sum(Tensor src, Tensor index, int dim_size) -> Tensor", _sum_twin)
-_library.define("scatter_mean(Tensor src, Tensor index, int dim_size) -> (Tensor, Tensor)", _mean_twin)
-_library.define(
-    "scatter_extreme(Tensor src, Tensor index, int dim_size, bool largest) -> (Tensor, Tensor)", _extreme_twin
-)
-_library.define("scatter_extreme_backward(Tensor grad, Tensor arg, int num_rows) -> Tensor", _extreme_backward_twin)
-_library.define("gather_rows(Tensor src, Tensor index) -> Tensor", _gather_twin)
-
-
-@torch.library.register_fake("pointcept3m::scatter_sum")
-def _(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
-    return src.new_empty(dim_size, src.size(1))
-
-
-@torch.library.register_fake("pointcept3m::scatter_mean")
-def _(src: Tensor, index: Tensor, dim_size: int) -> tuple[Tensor, Tensor]:
-    return src.new_empty(dim_size, src.size(1)), index.new_empty(dim_size)
-
-
-@torch.library.register_fake("pointcept3m::scatter_extreme")
-def _(src: Tensor, index: Tensor, dim_size: int, largest: bool) -> tuple[Tensor, Tensor]:
-    return src.new_empty(dim_size, src.size(1)), index.new_empty(dim_size, src.size(1))
-
-
-@torch.library.register_fake("pointcept3m::scatter_extreme_backward")
-def _(grad: Tensor, arg: Tensor, num_rows: int) -> Tensor:
-    return grad.new_empty(num_rows, grad.size(1))
-
-
-@torch.library.register_fake("pointcept3m::gather_rows")
-def _(src: Tensor, index: Tensor) -> Tensor:
-    return src.new_empty(index.size(0), src.size(1))
-
-
-def _save_index(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
-def _sum_backward(ctx, grad: Tensor) -> tuple:
-    (index,) = ctx.saved_tensors
-    return torch.ops.pointcept3m.gather_rows(grad.contiguous(), index), None, None
-
-
-def _save_mean(ctx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(inputs[1], output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _mean_backward(ctx, grad: Tensor, _: Tensor) -> tuple:
-    index, count = ctx.saved_tensors
-    share = grad / count.clamp(min=1).to(grad.dtype)[:, None]
-    return torch.ops.pointcept3m.gather_rows(share.contiguous(), index), None, None
-
-
-def _save_extreme(ctx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.num_rows = inputs[0].size(0)
-
-
-def _extreme_backward(ctx, grad: Tensor, _: Tensor) -> tuple:
-    (arg,) = ctx.saved_tensors
-    return torch.ops.pointcept3m.scatter_extreme_backward(grad.contiguous(), arg, ctx.num_rows), None, None, None
-
-
-def _save_arg(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
-def _extreme_backward_backward(ctx, grad: Tensor) -> tuple:
-    (arg,) = ctx.saved_tensors
-    padded = torch.cat([grad, grad.new_zeros(1, grad.size(1))])  # an empty bin's winner is one row past the end
-    return padded.gather(0, arg), None, None
-
-
-def _save_gather(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.num_rows = inputs[0].size(0)
-
-
-def _gather_backward(ctx, grad: Tensor) -> tuple:
-    (index,) = ctx.saved_tensors
-    return torch.ops.pointcept3m.scatter_sum(grad.contiguous(), index, ctx.num_rows), None
-
-
-_register = torch.library.register_autograd
-_register("pointcept3m::scatter_sum", _sum_backward, setup_context=_save_index)
-_register("pointcept3m::scatter_mean", _mean_backward, setup_context=_save_mean)
-_register("pointcept3m::scatter_extreme", _extreme_backward, setup_context=_save_extreme)
-_register("pointcept3m::scatter_extreme_backward", _extreme_backward_backward, setup_context=_save_arg)
-_register("pointcept3m::gather_rows", _gather_backward, setup_context=_save_gather)

@@ -33,6 +33,7 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tens
 
     Returns: [rulebook.num_out, Cout] in the dtype of `features`, or autocast's. float16 and bfloat16 are summed in
         float32. Differentiable, twice, in all three tensors; gradients have the dtypes of what was given.
+    Complexity: P Cin Cout for P pairs; no memory per pair.
     Raises: TypeError or ValueError where shapes or dtypes do not fit.
     """
     _check_features(features, weight, rulebook, bias)
@@ -40,32 +41,27 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tens
     if features.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
         features, weight = features.to(half), weight.to(half)
-    # The CPU's kernels know no half precision; elsewhere the twins sum halves in float32.
-    dtype = torch.float32 if kind == "cpu" and features.dtype in HALF_DTYPES else features.dtype
-    values, kernel = features.to(dtype), weight.to(dtype)
-    cell_in, cell_out = rulebook.cell_in, rulebook.cell_out
-    rank_in, rank_out = rulebook.rank_in, rulebook.rank_out
-    if rulebook.reverse:
-        cell_in, cell_out = cell_out, cell_in
-    if cell_in is not None:
-        num_cells = (rank_out if rulebook.reverse else rank_in).size(0)
-        values = scatter(values, cell_in, 0, dim_size=num_cells, reduce=rulebook.reduce)
-    flat = kernel.reshape(kernel.size(0), -1, kernel.size(4))
-    out = torch.ops.pointcept3m.sparse_conv(
-        values.contiguous(),
-        flat.contiguous(),
-        rulebook.pairs,
-        rulebook.start,
-        rank_in,
-        rank_out,
-        rulebook.reverse,
-        False,
-    )
-    if cell_out is not None:
-        out = torch.ops.pointcept3m.gather_rows(out, cell_out)
-    if bias is not None:
-        out = out + bias.to(dtype)
-    return out.to(features.dtype)
+    weight = weight.to(features.dtype)
+    values = rows_to_cells(features, rulebook, rulebook.reduce)
+    flat = weight.reshape(weight.size(0), -1, weight.size(4))
+    out = torch.ops.pointcept3m.sparse_conv(values, flat.contiguous(), *rulebook.tensors, rulebook.reverse, False)
+    out = cells_to_rows(out, rulebook)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def rows_to_cells(values: Tensor, rulebook: Rulebook, reduce: str) -> Tensor:
+    """What the cells that go into `rulebook` hold of their rows `values` [num_in, C]: contiguous [cells, C]."""
+    cell = rulebook.cell_out if rulebook.reverse else rulebook.cell_in
+    if cell is None:
+        return values.contiguous()
+    num_cells = (rulebook.rank_out if rulebook.reverse else rulebook.rank_in).size(0)
+    return scatter(values, cell, 0, dim_size=num_cells, reduce=reduce).contiguous()
+
+
+def cells_to_rows(values: Tensor, rulebook: Rulebook) -> Tensor:
+    """The rows [num_out, C] that come out of `rulebook`, each with what its cell holds in `values` [cells, C]."""
+    cell = rulebook.cell_in if rulebook.reverse else rulebook.cell_out
+    return values if cell is None else torch.ops.pointcept3m.gather_rows(values, cell)
 
 
 def _check_features(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tensor | None) -> None:
@@ -75,11 +71,13 @@ def _check_features(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: 
         )
     if weight.dim() != 5 or tuple(weight.shape[1:4]) != tuple(rulebook.kernel_size):
         raise ValueError(
-            f"sparse_conv: weight must be [Cout, kx, ky, kz, Cin] with kernel {rulebook.kernel_size}, got {tuple(weight.shape)}"
+            f"sparse_conv: weight must be [Cout, kx, ky, kz, Cin] with kernel {rulebook.kernel_size}, "
+            f"got {tuple(weight.shape)}"
         )
     if features.dim() != 2 or features.size(0) != rulebook.num_in or features.size(1) != weight.size(4):
         raise ValueError(
-            f"sparse_conv: features must be [{rulebook.num_in}, {weight.size(4)}] for this rulebook and weight, got {tuple(features.shape)}"
+            f"sparse_conv: features must be [{rulebook.num_in}, {weight.size(4)}] for this rulebook and weight, "
+            f"got {tuple(features.shape)}"
         )
     if bias is not None and tuple(bias.shape) != (weight.size(0),):
         raise ValueError(f"sparse_conv: bias must be [{weight.size(0)}], got {tuple(bias.shape)}")
@@ -88,7 +86,7 @@ def _check_features(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: 
 # The ops and their twins.
 
 
-def _each_offset(pairs: Tensor, start: Tensor, reverse: bool) -> list[tuple[int, Tensor, Tensor]]:
+def each_offset(pairs: Tensor, start: Tensor, reverse: bool) -> list[tuple[int, Tensor, Tensor]]:
     """(offset, rows that are read, rows that are written) for each offset that has pairs."""
     edges = start.tolist()
     source, target = (pairs[1], pairs[0]) if reverse else (pairs[0], pairs[1])
@@ -96,36 +94,35 @@ def _each_offset(pairs: Tensor, start: Tensor, reverse: bool) -> list[tuple[int,
     return [(k, source[span], target[span]) for k, span in spans]
 
 
-def _sparse_conv_twin(
-    features: Tensor,
-    weight: Tensor,
-    pairs: Tensor,
-    start: Tensor,
-    rank_in: Tensor,
-    rank_out: Tensor,
-    reverse: bool,
-    transpose: bool,
-) -> Tensor:
+def _widened(values: Tensor) -> Tensor:
+    """In the dtype that is summed in: 27 sums in half precision would lose its last bits."""
+    return values.float() if values.dtype in HALF_DTYPES else values
+
+
+def _sparse_conv_twin(features: Tensor, weight: Tensor, *book: Tensor | bool) -> Tensor:
+    pairs, start, rank_in, rank_out, reverse, transpose = book
     num_out = (rank_in if reverse else rank_out).size(0)
-    wide = torch.float32 if features.dtype in HALF_DTYPES else features.dtype  # 27 sums in half lose its last bits
-    out = features.new_zeros(num_out, weight.size(2 if transpose else 0), dtype=wide)
+    values, kernel = _widened(features), _widened(weight)
+    out = values.new_zeros(num_out, weight.size(2 if transpose else 0))
     with torch.autocast(features.device.type, enabled=False):  # the caller has chosen the dtype already
-        for k, source, target in _each_offset(pairs, start, reverse):
-            matrix = weight[:, k] if transpose else weight[:, k].t()
-            out.index_add_(0, target, (features.index_select(0, source) @ matrix).to(wide))
+        for k, source, target in each_offset(pairs, start, reverse):
+            matrix = kernel[:, k] if transpose else kernel[:, k].t()
+            out.index_add_(0, target, values.index_select(0, source) @ matrix)
     return out.to(features.dtype)
 
 
-def _grad_weight_twin(
-    features: Tensor, grad: Tensor, pairs: Tensor, start: Tensor, rank_in: Tensor, rank_out: Tensor, reverse: bool
-) -> Tensor:
-    out = features.new_zeros(grad.size(1), start.size(0) - 1, features.size(1))
+def _grad_weight_twin(features: Tensor, grad: Tensor, *book: Tensor | bool) -> Tensor:
+    pairs, start, _, _, reverse = book
+    values, wide = _widened(features), _widened(grad)
+    out = values.new_zeros(grad.size(1), start.size(0) - 1, features.size(1))
     with torch.autocast(features.device.type, enabled=False):
-        for k, source, target in _each_offset(pairs, start, reverse):
-            out[:, k] = grad.index_select(0, target).t() @ features.index_select(0, source)
-    return out
+        for k, source, target in each_offset(pairs, start, reverse):
+            out[:, k] = wide.index_select(0, target).t() @ values.index_select(0, source)
+    return out.to(features.dtype)
 
 
+# `book` below is what a rulebook says: `Rulebook.tensors`, whether inputs and outputs change places, and for the
+# convolution whether the weight is read as [Cin, K, Cout].
 _library.define(
     "sparse_conv(Tensor features, Tensor weight, Tensor pairs, Tensor start, Tensor rank_in, Tensor rank_out,"
     " bool reverse, bool transpose) -> Tensor",
@@ -139,24 +136,14 @@ _library.define(
 
 
 @torch.library.register_fake("pointcept3m::sparse_conv")
-def _(
-    features: Tensor,
-    weight: Tensor,
-    pairs: Tensor,
-    start: Tensor,
-    rank_in: Tensor,
-    rank_out: Tensor,
-    reverse: bool,
-    transpose: bool,
-) -> Tensor:
+def _(features: Tensor, weight: Tensor, *book: Tensor | bool) -> Tensor:
+    _, _, rank_in, rank_out, reverse, transpose = book
     return features.new_empty((rank_in if reverse else rank_out).size(0), weight.size(2 if transpose else 0))
 
 
 @torch.library.register_fake("pointcept3m::sparse_conv_grad_weight")
-def _(
-    features: Tensor, grad: Tensor, pairs: Tensor, start: Tensor, rank_in: Tensor, rank_out: Tensor, reverse: bool
-) -> Tensor:
-    return features.new_empty(grad.size(1), start.size(0) - 1, features.size(1))
+def _(features: Tensor, grad: Tensor, *book: Tensor | bool) -> Tensor:
+    return features.new_empty(grad.size(1), book[1].size(0) - 1, features.size(1))
 
 
 def _save_conv(ctx, inputs: tuple, output: Tensor) -> None:
@@ -165,20 +152,18 @@ def _save_conv(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _conv_backward(ctx, grad: Tensor) -> tuple:
-    """Towards the features the same pairs the other way with the weight transposed; towards the weight outer products."""
-    features, weight, pairs, start, rank_in, rank_out = ctx.saved_tensors
+    """Towards the features the pairs the other way with the weight transposed; towards the weight outer products."""
+    features, weight, *book = ctx.saved_tensors
     grad = grad.contiguous()
     ops = torch.ops.pointcept3m
     grad_features = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_features = ops.sparse_conv(
-            grad, weight, pairs, start, rank_in, rank_out, not ctx.reverse, not ctx.transpose
-        )
+        grad_features = ops.sparse_conv(grad, weight, *book, not ctx.reverse, not ctx.transpose)
     if ctx.needs_input_grad[1]:
         if ctx.transpose:
-            grad_weight = ops.sparse_conv_grad_weight(grad, features, pairs, start, rank_in, rank_out, not ctx.reverse)
+            grad_weight = ops.sparse_conv_grad_weight(grad, features, *book, not ctx.reverse)
         else:
-            grad_weight = ops.sparse_conv_grad_weight(features, grad, pairs, start, rank_in, rank_out, ctx.reverse)
+            grad_weight = ops.sparse_conv_grad_weight(features, grad, *book, ctx.reverse)
     return grad_features, grad_weight, *(None,) * 6
 
 
@@ -188,11 +173,11 @@ def _save_grad_weight(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _grad_weight_backward(ctx, grad: Tensor) -> tuple:
-    features, grad_out, pairs, start, rank_in, rank_out = ctx.saved_tensors
+    features, grad_out, *book = ctx.saved_tensors
     ops = torch.ops.pointcept3m
     grad = grad.contiguous()
-    to_features = ops.sparse_conv(grad_out, grad, pairs, start, rank_in, rank_out, not ctx.reverse, True)
-    to_grad = ops.sparse_conv(features, grad, pairs, start, rank_in, rank_out, ctx.reverse, False)
+    to_features = ops.sparse_conv(grad_out, grad, *book, not ctx.reverse, True)
+    to_grad = ops.sparse_conv(features, grad, *book, ctx.reverse, False)
     return to_features, to_grad, *(None,) * 5
 
 

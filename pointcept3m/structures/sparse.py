@@ -1,5 +1,6 @@
 """Features on occupied voxels, with spconv's names."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,20 @@ class SparseConvTensor:
         indices: Tensor,
         spatial_shape: Sequence[int],
         batch_size: int,
+        grid: Tensor | None = None,
+        voxel_num: Tensor | None = None,
         indice_dict: dict[str, Any] | None = None,
     ):
-        """Raises: TypeError or ValueError where shapes and dtypes do not fit or voxels lie outside the grid."""
+        """`grid` and `voxel_num`, memory that spconv may be given, are taken and not needed.
+
+        Raises: TypeError or ValueError where shapes and dtypes do not fit or voxels lie outside the grid.
+        """
         self.spatial_shape = tuple(int(s) for s in spatial_shape)
         self.batch_size = int(batch_size)
         if len(self.spatial_shape) != 3 or min(self.spatial_shape) < 1 or self.batch_size < 1:
             raise ValueError(
-                f"SparseConvTensor: wanted three positive sizes and a positive batch size, got {spatial_shape}, {batch_size}"
+                f"SparseConvTensor: wanted three positive sizes and a positive batch size, "
+                f"got {spatial_shape}, {batch_size}"
             )
         check_coord(indices, self.spatial_shape, self.batch_size)
         self._set(features, indices, {} if indice_dict is None else indice_dict)
@@ -67,9 +74,43 @@ class SparseConvTensor:
         occupied = (grid != 0).any(-1).nonzero()
         return cls(grid[tuple(occupied.unbind(1))], occupied.int(), grid.shape[1:4], grid.shape[0])
 
+    @property
+    def spatial_size(self) -> int:
+        """Number of sites of one scene's grid."""
+        return math.prod(self.spatial_shape)
+
+    def find_indice_pair(self, key: str | None) -> Any:
+        """What a layer left under the `indice_key`, or None."""
+        return None if key is None else self.indice_dict.get(key)
+
+    def shadow_copy(self) -> "SparseConvTensor":
+        """Another tensor with the same features, voxels and rulebooks."""
+        return self.replace_feature(self.features)
+
+    def select_by_index(self, index: Tensor) -> "SparseConvTensor":
+        """The rows that `index` (int64 rows, or bool [N]) selects, without rulebooks."""
+        chosen = self.replace(self.features[index], self.indices[index].contiguous(), self.spatial_shape)
+        chosen.indice_dict = {}
+        return chosen
+
+    def minus(self) -> "SparseConvTensor":
+        """The same voxels with negated features."""
+        return self.replace_feature(-self.features)
+
+    def __add__(self, other: "SparseConvTensor | Tensor") -> "SparseConvTensor":
+        """Features are added row by row. Raises ValueError where another tensor stands on other voxels."""
+        if not isinstance(other, SparseConvTensor):
+            return self.replace_feature(self.features + other)
+        if other.indices is not self.indices and not torch.equal(other.indices, self.indices):
+            raise ValueError("SparseConvTensor: only tensors on the same voxels, in the same order, can be added")
+        return self.replace_feature(self.features + other.features)
+
+    __radd__ = __add__
+
     def to(self, device: torch.device | str) -> "SparseConvTensor":
         """A copy on `device`, without rulebooks."""
         return SparseConvTensor(self.features.to(device), self.indices.to(device), self.spatial_shape, self.batch_size)
 
     def __repr__(self) -> str:
-        return f"SparseConvTensor(features={list(self.features.shape)}, spatial_shape={list(self.spatial_shape)}, batch_size={self.batch_size})"
+        shapes = f"features={list(self.features.shape)}, spatial_shape={list(self.spatial_shape)}"
+        return f"SparseConvTensor({shapes}, batch_size={self.batch_size})"

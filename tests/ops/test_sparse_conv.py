@@ -5,31 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from pointcept3m import ops
-from pointcept3m.models.layers.sparse import SparseConv3d, SparseInverseConv3d, SparseSequential, SubMConv3d
+from pointcept3m.ops import _library
 from pointcept3m.ops.rulebook import _strided_twin, _submanifold_twin, triple
 from pointcept3m.ops.sparse_conv import _grad_weight_twin, _sparse_conv_twin
-from pointcept3m.structures.sparse import SparseConvTensor
+from tests.ops.sparse_cases import BATCH, SHAPE, at, dense_grid, random_coord
 
-BATCH, SHAPE = 2, (9, 8, 7)
+native_only = pytest.mark.skipif(not _library.native_loaded(), reason="about the compiled kernels alone")
 TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=5e-4), torch.float64: dict(rtol=1e-10, atol=1e-10)}
-
-
-def random_coord(share=0.3, shape=SHAPE):
-    """int32 [N, 4] of distinct voxels in random order."""
-    coord = (torch.rand(BATCH, *shape) < share).nonzero().int()
-    return coord[torch.randperm(len(coord))]
-
-
-def dense_grid(features, coord, shape=SHAPE):
-    """[B, C, X, Y, Z]; rows that share a voxel are summed."""
-    grid = features.new_zeros(BATCH, *shape, features.size(1))
-    grid = grid.index_put(tuple(coord.long().unbind(1)), features, accumulate=True)
-    return grid.permute(0, 4, 1, 2, 3)
-
-
-def at(grid, coord):
-    batch, x, y, z = coord.long().unbind(1)
-    return grid[batch, :, x, y, z]
 
 
 def assert_same_with_gradients(ours, dense, inputs, dtype):
@@ -71,6 +53,33 @@ def test_strided_is_dense_conv(dtype, kernel, stride, padding, dilation):
         dense_grid(torch.ones(len(coord), 1), coord), torch.ones(1, 1, kernel, kernel, kernel), **settings
     )
     assert torch.equal(rulebook.coord_out.long(), (reached[:, 0] > 0).nonzero())  # all sites, in cell order
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_published_comparison_with_dense_conv(kernel, stride):
+    """What fVDB, torchsparse and Open3D publish: equality with `conv3d`, with fVDB's tolerances."""
+    coord = random_coord()
+    padding = kernel // 2
+    rulebooks = [(ops.strided_rulebook(coord, SHAPE, kernel, stride, padding), stride)]
+    if stride == 1 and kernel % 2:
+        rulebooks.append((ops.submanifold_rulebook(coord, kernel), 1))
+    for dtype, forward, gradient in (
+        (torch.float64, dict(rtol=1e-10, atol=1e-12), dict(rtol=1e-10, atol=1e-12)),
+        (torch.float32, dict(rtol=1e-5, atol=1e-5), dict(rtol=5e-4, atol=5e-4)),
+    ):
+        features = torch.randn(len(coord), 8, dtype=dtype, requires_grad=True)
+        weight = torch.randn(16, kernel, kernel, kernel, 8, dtype=dtype).div(kernel**1.5).requires_grad_()
+        grid = dense_grid(features, coord)
+        for rulebook, step in rulebooks:
+            ours = ops.sparse_conv(features, weight, rulebook)
+            whole = F.conv3d(grid, weight.permute(0, 4, 1, 2, 3), stride=step, padding=padding)
+            dense = at(whole, rulebook.coord_out)
+            torch.testing.assert_close(ours, dense, **forward)
+            grad = torch.randn_like(ours)
+            expected = torch.autograd.grad(dense, (features, weight), grad, retain_graph=True)
+            for a, b in zip(torch.autograd.grad(ours, (features, weight), grad), expected, strict=True):
+                torch.testing.assert_close(a, b, **gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,7 +125,7 @@ def test_kernels_match_their_twins(many):
     rulebook = ops.submanifold_rulebook(coord, 3)
     assert not many or rulebook.num_out > 20000
     features, weight = torch.randn(len(coord), 10), torch.randn(18, 27, 10)
-    args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out
+    args = rulebook.tensors
     torch_ops = torch.ops.pointcept3m
     for reverse in (False, True):
         for transpose, x in ((False, features), (True, torch.randn(len(coord), 18))):
@@ -211,7 +220,7 @@ def test_opcheck():
     rulebook = ops.submanifold_rulebook(coord, 3)
     features = torch.randn(len(coord), 3, requires_grad=True)
     weight, grad = torch.randn(4, 27, 3, requires_grad=True), torch.randn(len(coord), 4, requires_grad=True)
-    args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out
+    args = rulebook.tensors
     torch_ops, check = torch.ops.pointcept3m, torch.library.opcheck
     check(torch_ops.sparse_conv.default, (features, weight, *args, False, False))
     check(torch_ops.sparse_conv.default, (grad, weight, *args, True, True))
@@ -258,13 +267,123 @@ def test_empty_single_and_non_contiguous():
     )
 
 
-def test_half_precision():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    """The same sums as in float32, rounded at the end: in the convolution and in both gradients."""
     coord = random_coord()
-    features, weight = torch.randn(len(coord), 8), torch.randn(4, 3, 3, 3, 8)
+    args = ops.submanifold_rulebook(coord, 3).tensors
+    for cin, cout in ((32, 16), (7, 21)):
+        features, weight = torch.randn(len(coord), cin).to(dtype), torch.randn(cout, 27, cin).to(dtype)
+        grad = torch.randn(len(coord), cout).to(dtype)
+        calls = [
+            (torch.ops.pointcept3m.sparse_conv, (features, weight), (*args, False, False)),
+            (torch.ops.pointcept3m.sparse_conv, (grad, weight), (*args, True, True)),
+            (torch.ops.pointcept3m.sparse_conv_grad_weight, (features, grad), (*args, False)),
+        ]
+        for op, values, rest in calls:
+            out = op(*values, *rest)
+            assert out.dtype == dtype
+            wide = op(*(v.float() for v in values), *rest)
+            torch.testing.assert_close(out, wide.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("duplicates", [0, 9])
+def test_weights_are_rounded_to_the_features_dtype(duplicates):
+    coord = random_coord()
+    coord = torch.cat([coord, coord[:duplicates]])
     rulebook = ops.submanifold_rulebook(coord, 3)
-    out = ops.sparse_conv(features.bfloat16(), weight, rulebook)
+    features = torch.randn(len(coord), 8).bfloat16().requires_grad_()
+    weight, bias = torch.randn(4, 3, 3, 3, 8, requires_grad=True), torch.randn(4, requires_grad=True)
+    out = ops.sparse_conv(features, weight, rulebook, bias)
+    grads = torch.autograd.grad(out.float().sum(), (features, weight, bias))
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out, ops.sparse_conv(features.bfloat16().float(), weight, rulebook).bfloat16())
+    assert [g.dtype for g in grads] == [torch.bfloat16, torch.float32, torch.float32]
+    rounded = ops.sparse_conv(features.float(), weight.bfloat16().float(), rulebook, bias)
+    torch.testing.assert_close(out.float(), rounded, rtol=0.02, atol=0.1)
+
+
+@native_only
+@pytest.mark.not_emulated
+def test_hostile_input_raises():
+    """Straight to the ops, past the checks of the public functions: an error, and nothing read out of bounds."""
+    coord = random_coord()
+    book = dict(zip(("pairs", "start", "rank_in", "rank_out"), ops.submanifold_rulebook(coord, 3).tensors, strict=True))
+    features, weight, grad = torch.randn(len(coord), 5), torch.randn(4, 27, 5), torch.randn(len(coord), 4)
+    pairs, start, rank = book["pairs"], book["start"], book["rank_out"]
+    many = 1 << 30
+
+    def changed(values, at, to):
+        values = values.clone()
+        values[at] = to
+        return values
+
+    wrong = [
+        dict(pairs=changed(pairs, (0, 3), len(coord))), dict(pairs=changed(pairs, (1, 3), -1)),
+        dict(pairs=changed(pairs, (0, -1), many)), dict(pairs=pairs.long()), dict(pairs=pairs[:1]),
+        dict(pairs=pairs[:, :-1]), dict(start=changed(start, 0, 1)), dict(start=changed(start, 5, many)),
+        dict(start=changed(start, 5, -many)), dict(start=start + 1), dict(start=start.int()), dict(start=start[:0]),
+        dict(rank_in=rank.long(), rank_out=rank.long()),
+    ]  # fmt: skip
+    for change in wrong:
+        args = [(book | change)[name] for name in book]
+        for call in (
+            lambda args=args: torch.ops.pointcept3m.sparse_conv(features, weight, *args, False, False),
+            lambda args=args: torch.ops.pointcept3m.sparse_conv(grad, weight, *args, True, True),
+            lambda args=args: torch.ops.pointcept3m.sparse_conv_grad_weight(features, grad, *args, False),
+        ):
+            with pytest.raises((RuntimeError, IndexError, TypeError, ValueError)):
+                call()
+    conv, args = torch.ops.pointcept3m.sparse_conv, tuple(book.values())
+    for values, kernel in (
+        (features[:3], weight), (features, weight[:, :26]), (features, weight[:, :, :4]), (features.double(), weight),
+        (features, weight.flatten(1)), (features[0], weight),
+    ):  # fmt: skip
+        with pytest.raises((RuntimeError, IndexError, ValueError)):
+            conv(values, kernel, *args, False, False)
+
+
+@native_only
+@pytest.mark.not_emulated
+def test_hostile_order_raises():
+    """Pairs must ascend along ranks, which must be a permutation; the twins need neither."""
+    coord = random_coord()
+    pairs, start, rank, _ = ops.submanifold_rulebook(coord, 3).tensors
+    features, weight = torch.randn(len(coord), 5), torch.randn(4, 27, 5)
+    repeated, far = rank.clone(), rank.clone()
+    repeated[0], far[0] = rank[1], 1 << 30
+    for bad_pairs, bad_rank in (
+        (pairs.flip(1), rank),
+        (pairs, repeated),
+        (pairs, far),
+        (pairs, -rank),
+        (pairs, rank.flip(0)),
+    ):
+        with pytest.raises(RuntimeError, match="rank|ascend"):
+            torch.ops.pointcept3m.sparse_conv(features, weight, bad_pairs, start, bad_rank, bad_rank, False, False)
+
+
+@pytest.mark.not_emulated
+def test_hostile_coordinates_raise():
+    coord = random_coord()
+    submanifold, strided = torch.ops.pointcept3m.submanifold_pairs, torch.ops.pointcept3m.strided_pairs
+    good = [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], [5, 4, 4]
+    assert submanifold(coord - 100, [3] * 3, [1] * 3)[0].equal(submanifold(coord, [3] * 3, [1] * 3)[0])
+    assert (strided(coord - 2, *good)[4][:, 1:] >= 0).all()  # sites outside the grid are left out
+    if not _library.native_loaded():
+        return
+    for call in (
+        lambda: submanifold(coord.long(), [3] * 3, [1] * 3),
+        lambda: submanifold(coord[:, :3].clone(), [3] * 3, [1] * 3),
+        lambda: submanifold(coord.float(), [3] * 3, [1] * 3), lambda: submanifold(coord, [2] * 3, [1] * 3),
+        lambda: submanifold(coord, [3, 3], [1] * 3), lambda: submanifold(coord, [3] * 3, [0, 1, 1]),
+        lambda: submanifold(coord, [3] * 3, [1 << 40] * 3), lambda: submanifold(coord, [-3, 3, 3], [1] * 3),
+        lambda: strided(coord.long(), *good), lambda: strided(coord, [0, 2, 2], *good[1:]),
+        lambda: strided(coord, good[0], [0, 1, 1], *good[2:]), lambda: strided(coord, *good[:2], [-1, 0, 0], *good[3:]),
+        lambda: strided(coord, *good[:4], [1 << 31] * 3), lambda: strided(coord, *good[:4], [5, 4]),
+        lambda: torch.ops.pointcept3m.coord_bounds(coord.long()),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            call()
 
 
 def test_bad_arguments_are_named():
@@ -290,9 +409,6 @@ def test_bad_arguments_are_named():
         ops.sparse_conv(torch.randn(len(coord), 5), weight[:, :2], rulebook)
     with pytest.raises(ValueError, match=r"bias must be \[4\]"):
         ops.sparse_conv(torch.randn(len(coord), 5), weight, rulebook, torch.randn(3))
-    with pytest.raises((RuntimeError, IndexError)):  # a direct call stays in its memory
-        args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out
-        torch.ops.pointcept3m.sparse_conv(torch.randn(3, 5), weight.flatten(1, 3), *args, False, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -309,7 +425,7 @@ def test_autocast_rounds_the_inputs_and_sums_in_float32(dtype):
     torch.testing.assert_close(out, rounded.to(dtype), rtol=0, atol=0)
     grads = torch.autograd.grad(out.float().square().sum(), (features, weight))
     assert all(grad.dtype == torch.float32 and grad.abs().sum() > 0 for grad in grads)
-    args = rulebook.pairs, rulebook.start, rulebook.rank_in, rulebook.rank_out, False
+    args = *rulebook.tensors, False
     flat = weight.detach().flatten(1, 3)
     with torch.autocast("cpu", dtype):
         twin = _sparse_conv_twin(features.detach(), flat, *args, False)
@@ -317,115 +433,3 @@ def test_autocast_rounds_the_inputs_and_sums_in_float32(dtype):
     short = _sparse_conv_twin(features.detach().to(dtype), flat.to(dtype), *args, False)
     assert short.dtype == dtype
     torch.testing.assert_close(short, out.detach(), rtol=0.03, atol=0.1)
-
-
-def make_net(backend, cin=6):
-    return SparseSequential(
-        SubMConv3d(cin, 16, 5, padding=1, bias=False, indice_key="stem", backend=backend),
-        torch.nn.BatchNorm1d(16),
-        torch.nn.ReLU(),
-        SubMConv3d(16, 16, 3, padding=1, bias=False, indice_key="subm", backend=backend),
-        SparseConv3d(16, 24, 2, stride=2, bias=False, indice_key="down", backend=backend),
-        SparseInverseConv3d(24, 8, 2, "down", bias=False, backend=backend),
-        SubMConv3d(8, 4, 1, indice_key="last", backend=backend),
-    )
-
-
-def test_layers_share_rulebooks_and_keep_order():
-    coord = random_coord(shape=(8, 8, 6))
-    x = SparseConvTensor(torch.randn(len(coord), 6), coord, (8, 8, 6), BATCH)
-    net = make_net("native")
-    out = net(x)
-    assert out.indices is coord and out.spatial_shape == (8, 8, 6) and out.features.shape == (len(coord), 4)
-    assert set(out.indice_dict) == {"stem", "subm", "down"}
-    book = out.indice_dict["subm"].rulebook
-    net[3](net[:3](x))
-    assert out.indice_dict["subm"].rulebook is book
-    out.features.sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
-
-
-def test_layers_start_as_torch_convolutions_do():
-    ours, theirs = SubMConv3d(20, 30, 3), torch.nn.Conv3d(20, 30, 3)
-    assert ours.weight.abs().max() <= theirs.weight.abs().max() * 1.01
-    assert abs(ours.weight.std() / theirs.weight.std() - 1) < 0.05
-    assert ours.weight.shape == (30, 3, 3, 3, 20) and ours.bias.abs().max() <= 1 / (20 * 27) ** 0.5
-
-
-def test_a_kernel_of_one_reads_its_weight_as_spconv_does():
-    coord = random_coord()
-    x = SparseConvTensor(torch.randn(len(coord), 3), coord, SHAPE, BATCH)
-    layer = SubMConv3d(3, 2, 1)
-    with torch.no_grad():
-        layer.weight.copy_(torch.arange(6.0).reshape(2, 1, 1, 1, 3))
-    matrix = torch.tensor([[0.0, 1], [2, 3], [4, 5]])
-    torch.testing.assert_close(layer(x).features, x.features @ matrix + layer.bias)
-
-
-def test_layer_errors():
-    coord = random_coord()
-    x = SparseConvTensor(torch.randn(len(coord), 6), coord, SHAPE, BATCH)
-    SubMConv3d(6, 4, 3, indice_key="a")(x)
-    with pytest.raises(ValueError, match="needs another key"):
-        SubMConv3d(6, 4, 5, indice_key="a")(x)
-    with pytest.raises(ValueError, match="did you mean 'a'|known: a"):
-        SparseInverseConv3d(6, 4, 2, "b")(x)
-    with pytest.raises(ValueError, match="wanted 5 input channels, got 6"):
-        SubMConv3d(5, 4, 3)(x)
-    with pytest.raises(TypeError, match="wanted a SparseConvTensor, got Tensor"):
-        SubMConv3d(6, 4, 3)(x.features)
-    with pytest.raises(ValueError, match="only groups=1"):
-        SubMConv3d(6, 4, 3, groups=2)
-    with pytest.raises(ValueError, match="odd"):
-        SubMConv3d(6, 4, 2)
-    with pytest.raises(ValueError, match="backend must be"):
-        SubMConv3d(6, 4, 3, backend="minkowski")
-    with pytest.raises(ValueError, match=r"z must lie in \[0, 2\)"):
-        SparseConvTensor(x.features, coord, (9, 8, 2), BATCH)
-    with pytest.raises(ValueError, match=r"batch must lie in \[0, 1\)"):
-        SparseConvTensor(x.features, coord, SHAPE, 1)
-    with pytest.raises(ValueError, match="features must be"):
-        x.replace_feature(x.features[1:])
-
-
-def test_dense_and_back():
-    coord = random_coord()
-    x = SparseConvTensor(torch.rand(len(coord), 3) + 0.1, coord, SHAPE, BATCH)
-    assert torch.equal(x.dense(), dense_grid(x.features, coord))
-    again = SparseConvTensor.from_dense(x.dense(channels_first=False))
-    assert torch.equal(again.dense(), x.dense()) and again.spatial_shape == x.spatial_shape
-    twice = SparseConvTensor(torch.ones(2, 1), coord[:1].repeat(2, 1), SHAPE, BATCH)
-    assert twice.dense().sum() == twice.dense().max() == 2
-
-
-def test_spconv_agrees():
-    """With one thread: with two, spconv 2.3.8 on a CPU differs from dense conv3d in 3 % of runs."""
-    pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        compare_with_spconv()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def compare_with_spconv():
-    coord = random_coord(shape=(8, 8, 6))
-    features = torch.randn(len(coord), 6)
-    ours, theirs = make_net("native").eval(), make_net("spconv").eval()
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
-    with torch.no_grad():
-        a, b = (net(SparseConvTensor(features, coord, (8, 8, 6), BATCH)) for net in (ours, theirs))
-    assert torch.equal(a.indices, b.indices)
-    torch.testing.assert_close(a.features, b.features, rtol=1e-4, atol=1e-4)
-
-
-def test_absent_spconv_says_so():
-    try:
-        import spconv  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="needs the package spconv"):
-            SubMConv3d(3, 4, 3, backend="spconv")
-    else:
-        pytest.skip("spconv is installed")

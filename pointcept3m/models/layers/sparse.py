@@ -1,24 +1,35 @@
-"""Layers on sparse tensors, with spconv's names, arguments, weight layout and `indice_key`."""
+"""Layers on sparse tensors, with spconv's names, arguments, weight layout and `indice_key`.
+
+Arguments that say how spconv computes and not what (`algo`, `fp32_accum`, `large_kernel_fast_algo`, `name`) are taken
+and have no effect: there is one algorithm, and half precision is always summed in float32.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pointcept3m.ops.rulebook import Rulebook, strided_rulebook, strided_shape, submanifold_rulebook, triple
+from pointcept3m.ops.scatter import scatter
 from pointcept3m.ops.sparse_conv import sparse_conv
+from pointcept3m.ops.sparse_pool import sparse_pool
 from pointcept3m.structures.sparse import SparseConvTensor
 from pointcept3m.utils.registry import near_names
 
 Size = int | Sequence[int]
 BACKENDS = ("native", "spconv")
 _PEER_DICT = "spconv"  # where spconv's own rulebooks stand in `indice_dict`
+_STRIDED = "strided"  # the kind of rulebook that strided convolutions and poolings share
+_SPCONV_SETTINGS = ("algo", "fp32_accum", "large_kernel_fast_algo", "name", "record_voxel_count")
 
 
 class IndiceData(NamedTuple):
-    """What an `indice_key` stands for: a rulebook, and the voxels and grids it leads from and to."""
+    """What an `indice_key` stands for: a rulebook, and the voxels and grids it leads from and to.
+
+    geometry: (kind, kernel_size, stride, padding, dilation).
+    """
 
     rulebook: Rulebook
     indices: Tensor
@@ -44,6 +55,54 @@ class SparseSequential(SparseModule, nn.Sequential):
         return x
 
 
+class ToDense(SparseModule):
+    """The dense grid [B, C, X, Y, Z] of a sparse tensor."""
+
+    def forward(self, x: SparseConvTensor) -> Tensor:
+        return x.dense()
+
+
+def _find_indice_data(
+    x: SparseConvTensor, key: str | None, geometry: tuple, make: Callable[[], IndiceData]
+) -> IndiceData:
+    """What stands under `key`, made now if this is the first to ask. Raises ValueError where it is something else."""
+    if key is None:
+        return make()
+    data = x.indice_dict.get(key)
+    if data is None:
+        data = x.indice_dict[key] = make()
+    if data.geometry != geometry:
+        raise ValueError(f"indice_key {key!r} belongs to {data.geometry}, and {geometry} needs another key")
+    if data.indices is not x.indices and not torch.equal(data.indices, x.indices):
+        raise ValueError(f"indice_key {key!r} belongs to other voxels than the {x.indices.size(0)} it is used on")
+    return data
+
+
+def _make_strided(x: SparseConvTensor, geometry: tuple) -> IndiceData:
+    settings = geometry[1:]
+    rulebook = strided_rulebook(x.indices, x.spatial_shape, *settings)
+    out_shape = strided_shape(x.spatial_shape, *settings)
+    return IndiceData(rulebook, x.indices, rulebook.coord_out, x.spatial_shape, out_shape, geometry)
+
+
+def _check_sparse(module: nn.Module, x: object) -> None:
+    if not isinstance(x, SparseConvTensor):
+        raise TypeError(f"{type(module).__name__}: wanted a SparseConvTensor, got {type(x).__name__}")
+
+
+def _check_spconv_settings(module: nn.Module, settings: dict[str, object]) -> None:
+    """Refuses arguments that are not spconv's, and `record_voxel_count=True`, which would need a buffer of its own."""
+    unknown = [name for name in settings if name not in _SPCONV_SETTINGS]
+    if unknown:
+        raise TypeError(
+            f"{type(module).__name__}: no argument {unknown[0]!r}; {near_names(unknown[0], _SPCONV_SETTINGS)}"
+        )
+    if settings.get("record_voxel_count"):
+        raise ValueError(
+            f"{type(module).__name__}: record_voxel_count=True is not supported; it serves TensorRT exports"
+        )
+
+
 class SparseConvolution(SparseModule):
     """What the three convolutions share: the KRSC weight [Cout, kx, ky, kz, Cin], its start values, the backend."""
 
@@ -59,8 +118,10 @@ class SparseConvolution(SparseModule):
         bias: bool = True,
         indice_key: str | None = None,
         backend: str | None = None,
+        **spconv_settings: object,
     ):
         super().__init__()
+        _check_spconv_settings(self, spconv_settings)
         if groups != 1:
             raise ValueError(f"{type(self).__name__}: only groups=1 is supported, got {groups}")
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -96,8 +157,7 @@ class SparseConvolution(SparseModule):
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Raises: TypeError for anything but a sparse tensor, ValueError where channels or `indice_key` do not fit."""
-        if not isinstance(x, SparseConvTensor):
-            raise TypeError(f"{type(self).__name__}: wanted a SparseConvTensor, got {type(x).__name__}")
+        _check_sparse(self, x)
         if x.features.size(1) != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__}: wanted {self.in_channels} input channels, got {x.features.size(1)}"
@@ -111,21 +171,10 @@ class SparseConvolution(SparseModule):
 
     def _indice_data(self, x: SparseConvTensor) -> IndiceData:
         """The rulebook under `indice_key`, made now if it is the first to ask."""
-        geometry = (type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation)
-        if self.indice_key is None:
-            return self._make_indice_data(x, geometry)
-        data = x.indice_dict.get(self.indice_key)
-        if data is None:
-            data = x.indice_dict[self.indice_key] = self._make_indice_data(x, geometry)
-        if data.geometry != geometry:
-            raise ValueError(
-                f"indice_key {self.indice_key!r} belongs to {data.geometry}, and {geometry} needs another key"
-            )
-        if data.indices is not x.indices and not torch.equal(data.indices, x.indices):
-            raise ValueError(
-                f"indice_key {self.indice_key!r} belongs to other voxels than the {x.indices.size(0)} it is used on"
-            )
-        return data
+        geometry = (self._kind, self.kernel_size, self.stride, self.padding, self.dilation)
+        return _find_indice_data(x, self.indice_key, geometry, lambda: self._make_indice_data(x, geometry))
+
+    _kind: str
 
     def _make_indice_data(self, x: SparseConvTensor, geometry: tuple) -> IndiceData:
         raise NotImplementedError
@@ -154,6 +203,8 @@ class SubMConv3d(SparseConvolution):
     (its issue 450), and checkpoints trained with it give their results in no other reading.
     """
 
+    _kind = "submanifold"
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.stride, self.padding = (1, 1, 1), (0, 0, 0)
@@ -180,11 +231,10 @@ class SubMConv3d(SparseConvolution):
 class SparseConv3d(SparseConvolution):
     """Strided convolution: outputs stand wherever the kernel meets a voxel. With k = s = 2: at floor(i / 2)."""
 
+    _kind = _STRIDED
+
     def _make_indice_data(self, x: SparseConvTensor, geometry: tuple) -> IndiceData:
-        settings = self.kernel_size, self.stride, self.padding, self.dilation
-        rulebook = strided_rulebook(x.indices, x.spatial_shape, *settings)
-        out_shape = strided_shape(x.spatial_shape, *settings)
-        return IndiceData(rulebook, x.indices, rulebook.coord_out, x.spatial_shape, out_shape, geometry)
+        return _make_strided(x, geometry)
 
     def _make_peer(self, spconv) -> nn.Module:
         return spconv.SparseConv3d(
@@ -194,7 +244,7 @@ class SparseConv3d(SparseConvolution):
 
 
 class SparseInverseConv3d(SparseConvolution):
-    """Leads back from the outputs of the SparseConv3d with the same `indice_key` to its inputs, in their order."""
+    """Leads back from the outputs of the strided layer with the same `indice_key` to its inputs, in their order."""
 
     def __init__(
         self,
@@ -204,19 +254,24 @@ class SparseInverseConv3d(SparseConvolution):
         indice_key: str,
         bias: bool = True,
         backend: str | None = None,
+        **spconv_settings: object,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, indice_key=indice_key, backend=backend)
+        super().__init__(
+            in_channels, out_channels, kernel_size, bias=bias, indice_key=indice_key, backend=backend, **spconv_settings
+        )
 
     def _indice_data(self, x: SparseConvTensor) -> IndiceData:
         data = x.indice_dict.get(self.indice_key)
         if data is None:
             known = [key for key in x.indice_dict if key != _PEER_DICT]
             raise ValueError(
-                f"SparseInverseConv3d: no SparseConv3d has run with indice_key {self.indice_key!r}; {near_names(self.indice_key, known)}"
+                f"SparseInverseConv3d: no SparseConv3d or pooling has run with indice_key {self.indice_key!r}; "
+                f"{near_names(self.indice_key, known)}"
             )
-        if data.geometry[0] != "SparseConv3d" or data.geometry[1] != self.kernel_size:
+        if data.geometry[:2] != (_STRIDED, self.kernel_size):
             raise ValueError(
-                f"SparseInverseConv3d: indice_key {self.indice_key!r} belongs to {data.geometry}, wanted a SparseConv3d with kernel {self.kernel_size}"
+                f"SparseInverseConv3d: indice_key {self.indice_key!r} belongs to {data.geometry}, wanted "
+                f"{_STRIDED!r} with kernel {self.kernel_size}"
             )
         if data.out_indices is not x.indices and not torch.equal(data.out_indices, x.indices):
             raise ValueError(
@@ -235,6 +290,81 @@ class SparseInverseConv3d(SparseConvolution):
         return spconv.SparseInverseConv3d(
             self.in_channels, self.out_channels, self.kernel_size, self.indice_key, bias=self.bias is not None
         )
+
+
+class SparsePooling(SparseModule):
+    """What the poolings share. `stride` is the kernel size where it is not given; spconv's arguments and conventions.
+
+    A pooling uses the rulebook of a strided convolution or pooling of equal geometry with the same `indice_key`, and
+    SparseInverseConv3d can lead back from it.
+    """
+
+    _reduce: str
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
+        indice_key: str | None = None,
+        **spconv_settings: object,
+    ):
+        super().__init__()
+        _check_spconv_settings(self, spconv_settings)
+        self.kernel_size = triple(kernel_size)
+        self.stride = self.kernel_size if stride is None else triple(stride, "stride")
+        self.padding, self.dilation = triple(padding, "padding"), triple(dilation, "dilation")
+        self.indice_key = indice_key
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+    def forward(self, x: SparseConvTensor) -> SparseConvTensor:
+        """Raises: TypeError for anything but a sparse tensor, ValueError where `indice_key` does not fit."""
+        _check_sparse(self, x)
+        geometry = (_STRIDED, self.kernel_size, self.stride, self.padding, self.dilation)
+        data = _find_indice_data(x, self.indice_key, geometry, lambda: _make_strided(x, geometry))
+        features = sparse_pool(x.features, data.rulebook, self._reduce)
+        return x.replace(features, data.out_indices, data.out_spatial_shape)
+
+
+class SparseMaxPool3d(SparsePooling):
+    """The maximum over the voxels under the kernel; empty sites take no part."""
+
+    _reduce = "max"
+
+
+class SparseAvgPool3d(SparsePooling):
+    """The mean over the voxels under the kernel: divided by their number, not by the kernel's size."""
+
+    _reduce = "mean"
+
+
+class SparseGlobalPooling(SparseModule):
+    """What the global poolings share: one row [B, C] per scene, 0 for a scene without voxels."""
+
+    _reduce: str
+
+    def __init__(self, name: str | None = None):
+        super().__init__()
+
+    def forward(self, x: SparseConvTensor) -> Tensor:
+        """Raises: TypeError for anything but a sparse tensor."""
+        _check_sparse(self, x)
+        return scatter(x.features, x.indices[:, 0].long(), 0, dim_size=x.batch_size, reduce=self._reduce)
+
+
+class SparseGlobalMaxPool(SparseGlobalPooling):
+    """The maximum over each scene."""
+
+    _reduce = "max"
+
+
+class SparseGlobalAvgPool(SparseGlobalPooling):
+    """The mean over each scene."""
+
+    _reduce = "mean"
 
 
 def _import_spconv():
