@@ -1,11 +1,14 @@
 // Rasterization of projected Gaussians on the CPU, forward and backward.
 //
 // One depth sort a camera; the picture is cut into horizontal bands, the unit of parallel work; a band bins its
-// Gaussians to tiles of 8x8 pixels with the exact ellipse test and renders them one by one. The backward gives each
-// band its own gradient rows for the Gaussians it sees and adds them up in band order afterwards: no atomics, the
-// same bits in every run whatever the number of threads, and memory of O(pixels + Gaussians) times channels.
+// Gaussians to tiles of 8x8 pixels with the exact ellipse test and renders them one by one. The backward takes first
+// every other band, then the rest, so that two bands at work are never neighbours (rasterize/grad_table.h): no atomics,
+// the same bits in every run whatever the number of threads, and memory of O(pixels + Gaussians) times channels.
 #include "common/check.h"
+#include "common/pages.h"
+#include "rasterize/grad_table.h"
 #include "rasterize/tile_backward.h"
+#include "rasterize/tile_forward.h"
 
 #include <optional>
 #include <tuple>
@@ -13,33 +16,43 @@
 namespace pointcept3m {
 namespace {
 
-// The leaves, once for each instruction set (common/simd.h); N channels at a time.
-#define P3M_TILE_KERNELS(T, N)                                                                                   \
-  P3M_KERNEL void forward_tile_##T##_##N(const Tile<T>& tile, const ChannelRows<T>& channels,                    \
-                                         ForwardScratch<T>& scratch, PixelRows<T> image, T* transmittance,       \
-                                         int32_t* last) {                                                        \
-    forward_tile<N>(tile, channels, scratch, image, transmittance, last);                                        \
+// The leaves, once for each instruction set (common/simd.h). Wide ones hold vectors of 16 floats, and serve where
+// registers do too.
+#define P3M_TILE_KERNELS(T, NAME, WIDE)                                                                          \
+  P3M_KERNEL void forward_tile_##NAME(const Tile<T>& tile, const ChannelRows<T>& channels,                       \
+                                      ForwardScratch<T>& scratch, PixelRows<T> image, T* transmittance,          \
+                                      int32_t* last) {                                                           \
+    forward_tile<WIDE>(tile, channels, scratch, image, transmittance, last);                                     \
   }                                                                                                              \
-  P3M_KERNEL void backward_tile_##T##_##N(const Tile<T>& tile, const ChannelRows<T>& channels,                   \
-                                          const BackwardInput<T>& input, BackwardScratch<T>& scratch, T* rows) { \
-    backward_tile<N>(tile, channels, input, scratch, rows);                                                      \
+  P3M_KERNEL void backward_tile_##NAME(const Tile<T>& tile, const ChannelRows<T>& channels,                      \
+                                       const BackwardInput<T>& input, BackwardScratch<T>& scratch,               \
+                                       const BandRows<T>& rows) {                                                \
+    backward_tile<WIDE>(tile, channels, input, scratch, rows);                                                   \
   }
-P3M_TILE_KERNELS(float, 8)
-P3M_TILE_KERNELS(float, 16)
-P3M_TILE_KERNELS(double, 8)
-P3M_TILE_KERNELS(double, 16)
+P3M_TILE_KERNELS(float, float, false)
+P3M_TILE_KERNELS(float, wide_float, true)
+P3M_TILE_KERNELS(double, double, false)
 #undef P3M_TILE_KERNELS
 
-template <typename T>
-auto forward_kernel(const ChannelRows<T>& channels) {
-  if constexpr (sizeof(T) == 4) return channels.block() == 8 ? forward_tile_float_8 : forward_tile_float_16;
-  else return channels.block() == 8 ? forward_tile_double_8 : forward_tile_double_16;
+bool wide_registers() {
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && !defined(P3M_PLAIN)
+  static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+  return wide;
+#else
+  return false;
+#endif
 }
 
 template <typename T>
-auto backward_kernel(const ChannelRows<T>& channels) {
-  if constexpr (sizeof(T) == 4) return channels.block() == 8 ? backward_tile_float_8 : backward_tile_float_16;
-  else return channels.block() == 8 ? backward_tile_double_8 : backward_tile_double_16;
+auto forward_kernel() {
+  if constexpr (sizeof(T) == 4) return wide_registers() ? forward_tile_wide_float : forward_tile_float;
+  else return forward_tile_double;
+}
+
+template <typename T>
+auto backward_kernel() {
+  if constexpr (sizeof(T) == 4) return wide_registers() ? backward_tile_wide_float : backward_tile_float;
+  else return backward_tile_double;
 }
 
 struct Sizes {
@@ -89,105 +102,100 @@ struct Inputs {
   }
 };
 
-// Calls render(tile, tile's index) for the tiles of one band.
+// Calls render(tile) for the tiles of one band, row by row.
 template <typename T, typename Render>
 void for_each_tile(const View<T>& view, const int32_t* order, int32_t band, TileLists& lists, const Render& render) {
-  lists.build(view, band);
-  const int32_t* ranks = view.band_ranks.data() + view.band_offset[band];
-  for (int32_t row = 0; row < lists.num_rows; ++row)
-    for (int32_t column = 0; column < lists.num_columns; ++column) {
-      const int64_t i = row * lists.num_columns + column;
-      render(Tile<T>{&view, order, ranks, lists.places.data() + lists.offset[i], lists.offset[i + 1] - lists.offset[i],
-                     column * kTile, (lists.first_row + row) * kTile});
-    }
+  const int32_t num_columns = (view.width + kTile - 1) / kTile, num_rows = (view.height + kTile - 1) / kTile;
+  for (int32_t row = band * view.rows_per_band; row < std::min(num_rows, (band + 1) * view.rows_per_band); ++row) {
+    lists.build(view, band, row);
+    for (int32_t column = 0; column < num_columns; ++column)
+      render(Tile<T>{&view, order, lists.ranks.data() + lists.offset[column],
+                     lists.offset[column + 1] - lists.offset[column], column * kTile, row * kTile});
+  }
 }
-
-struct NoScratch {};
 
 template <typename T>
 void forward(const Inputs& inputs, const Sizes& n, const T* depths, const Tensor& view_pixels, const Tensor& pixels,
              const Tensor& transmittance, const Tensor& last, const Tensor& order) {
   std::vector<std::optional<View<T>>> views(n.cameras);
   int32_t* orders = order.mutable_data_ptr<int32_t>();
-  run_tasks<NoScratch>(n.cameras, [&](int64_t camera, NoScratch&) {
-    const int64_t start = camera * n.gaussians;
-    int32_t* own_order = orders + start;
-    sort_by_depth(depths + start, inputs.opacities.const_data_ptr<T>() + start, n.gaussians, own_order);
-    views[camera].emplace(inputs.view<T>(n, camera, own_order));
+  // Several cameras share the threads; the work on a single one is shared inside.
+  torch::stable::parallel_for(0, n.cameras, 1, [&](int64_t begin, int64_t end) {
+    DepthSort<T> sort;
+    for (int64_t camera = begin; camera < end; ++camera) {
+      const int64_t start = camera * n.gaussians;
+      sort.run(depths + start, inputs.opacities.const_data_ptr<T>() + start, n.gaussians, orders + start);
+      views[camera].emplace(inputs.view<T>(n, camera, orders + start));
+    }
   });
+  ask_for_huge_pages(view_pixels.mutable_data_ptr(), view_pixels.numel() * sizeof(T));
+  ask_for_huge_pages(pixels.mutable_data_ptr(), pixels.numel() * sizeof(T));
   const int64_t num_bands = n.cameras ? views[0]->num_bands : 0;
+  const auto kernel = forward_kernel<T>();
   run_tasks<ForwardScratch<T>>(n.cameras * num_bands, [&](int64_t task, ForwardScratch<T>& scratch) {
     const int64_t camera = task / num_bands;
     const ChannelRows<T> channels = inputs.rows<T>(n, camera);
     const PixelRows<T> image{view_pixels.mutable_data_ptr<T>() + camera * n.pixels * n.view_channels,
                              pixels.mutable_data_ptr<T>() + camera * n.pixels * n.shared_channels};
-    scratch.resize(channels);
     const int32_t* own_order = orders + camera * n.gaussians;
     for_each_tile(*views[camera], own_order, task % num_bands, scratch.lists, [&](const Tile<T>& tile) {
-      forward_kernel(channels)(tile, channels, scratch, image, transmittance.mutable_data_ptr<T>() + camera * n.pixels,
-                               last.mutable_data_ptr<int32_t>() + camera * n.pixels);
+      kernel(tile, channels, scratch, image, transmittance.mutable_data_ptr<T>() + camera * n.pixels,
+             last.mutable_data_ptr<int32_t>() + camera * n.pixels);
     });
   });
 }
 
-// Adds the bands' gradient rows of one camera, in band order, to the gradients of its Gaussians.
-template <typename T>
-void reduce_bands(const View<T>& view, const int32_t* order, const Sizes& n, int64_t camera, const T* rows,
-                  int64_t stride, const Tensor (&grads)[5]) {
-  const int64_t num_visible = view.splats.size();
-  // A Gaussian's place in the lists of its bands, Gaussian after Gaussian.
-  std::vector<int64_t> offset(num_visible + 1), places(view.band_ranks.size());
-  for (const int32_t rank : view.band_ranks) ++offset[rank + 1];
-  for (int64_t rank = 0; rank < num_visible; ++rank) offset[rank + 1] += offset[rank];
-  std::vector<int64_t> cursor(offset.begin(), offset.end() - 1);
-  for (size_t place = 0; place < view.band_ranks.size(); ++place) places[cursor[view.band_ranks[place]]++] = place;
-  T* targets[5];
-  const int64_t widths[5] = {2, 3, 1, n.view_channels, n.shared_channels};
-  const int64_t columns[5] = {0, 2, 5, kGeometry, kGeometry + n.view_channels};
-  for (int i = 0; i < 5; ++i) {
-    const int64_t start = i < 4 ? camera * n.gaussians * widths[i] : 0;  // the last is shared by all cameras
-    targets[i] = grads[i].mutable_data_ptr<T>() + start;
+// `order` comes from outside where the op is called directly: an index twice would be two threads in one row.
+void check_order(const int32_t* order, int64_t num_gaussians) {
+  std::vector<bool> seen(num_gaussians);
+  for (int64_t i = 0; i < num_gaussians && order[i] != -1; ++i) {
+    STD_TORCH_CHECK(order[i] >= 0 && order[i] < num_gaussians, "order holds an index outside [-1, G)");
+    STD_TORCH_CHECK(!seen[order[i]], "order holds an index twice");
+    seen[order[i]] = true;
   }
-  torch::stable::parallel_for(0, num_visible, 512, [&](int64_t begin, int64_t end) {
-    for (int64_t rank = begin; rank < end; ++rank)
-      for (int64_t k = offset[rank]; k < offset[rank + 1]; ++k)
-        for (int i = 0; i < 5; ++i) {
-          const T* source = rows + places[k] * stride + columns[i];
-          T* target = targets[i] + order[rank] * widths[i];
-          for (int64_t j = 0; j < widths[i]; ++j) target[j] += source[j];
-        }
-  });
 }
 
 template <typename T>
 void backward(const Inputs& inputs, const Sizes& n, const Tensor& grad_view_pixels, const Tensor& grad_pixels,
               const Tensor& grad_transmittance, const Tensor& transmittance, const Tensor& last, const Tensor& order,
               const Tensor (&grads)[5]) {
-  // One camera after the other, so that the bands' rows take the memory of one.
+  const auto kernel = backward_kernel<T>();
+  // One camera after the other, as they add to the same rows of the shared channels.
   for (int64_t camera = 0; camera < n.cameras; ++camera) {
     const int32_t* own_order = order.const_data_ptr<int32_t>() + camera * n.gaussians;
-    for (int64_t i = 0; i < n.gaussians; ++i)
-      STD_TORCH_CHECK(own_order[i] >= -1 && own_order[i] < n.gaussians, "order holds an index outside [-1, G)");
+    check_order(own_order, n.gaussians);
     const View<T> view = inputs.view<T>(n, camera, own_order);
     const ChannelRows<T> channels = inputs.rows<T>(n, camera);
-    const int64_t stride = kGeometry + channels.padded();
     const BackwardInput<T> input{{grad_view_pixels.const_data_ptr<T>() + camera * n.pixels * n.view_channels,
                                   grad_pixels.const_data_ptr<T>() + camera * n.pixels * n.shared_channels},
                                  grad_transmittance.const_data_ptr<T>() + camera * n.pixels,
                                  transmittance.const_data_ptr<T>() + camera * n.pixels,
                                  last.const_data_ptr<int32_t>() + camera * n.pixels};
-    Buffer<T> rows;
-    rows.resize(view.band_ranks.size() * stride);
-    run_tasks<BackwardScratch<T>>(view.num_bands, [&](int64_t band, BackwardScratch<T>& scratch) {
-      T* own_rows = rows.data() + view.band_offset[band] * stride;
-      std::fill(own_rows, rows.data() + view.band_offset[band + 1] * stride, T(0));
-      scratch.resize(channels);
-      for_each_tile(view, own_order, band, scratch.lists, [&](const Tile<T>& tile) {
-        if (tile.count) backward_kernel(channels)(tile, channels, input, scratch, own_rows);
+    GradTable<T> table(view, own_order, channels,
+                       grads[3].mutable_data_ptr<T>() + camera * n.gaussians * n.view_channels,
+                       grads[4].mutable_data_ptr<T>());
+    for (int parity = 0; parity < 2; ++parity)
+      run_tasks<BackwardScratch<T>>((view.num_bands + 1 - parity) / 2, [&](int64_t task, BackwardScratch<T>& scratch) {
+        const int32_t band = static_cast<int32_t>(2 * task + parity);
+        const BandRows<T> rows{&table, band};
+        for_each_tile(view, own_order, band, scratch.lists, [&](const Tile<T>& tile) {
+          if (tile.count) kernel(tile, channels, input, scratch, rows);
+        });
       });
-    });
-    reduce_bands(view, own_order, n, camera, rows.data(), stride, grads);
+    const int64_t start = camera * n.gaussians;
+    table.finish(inputs.opacities.const_data_ptr<T>() + start, grads[0].mutable_data_ptr<T>() + start * 2,
+                 grads[1].mutable_data_ptr<T>() + start * 3, grads[2].mutable_data_ptr<T>() + start);
   }
+}
+
+template <typename T>
+Tensor zeros_like(const Tensor& like) {
+  Tensor result = torch::stable::new_empty(like, like.sizes());
+  T* data = result.mutable_data_ptr<T>();
+  ask_for_huge_pages(data, result.numel() * sizeof(T));
+  torch::stable::parallel_for(0, result.numel(), 1 << 18,
+                              [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
+  return result;
 }
 
 bool is_double(const Tensor& tensor) {
@@ -238,7 +246,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rasterize_to_pixels_backward(
   STD_TORCH_CHECK(last.numel() == pixels && last.scalar_type() == ScalarType::Int, "last must be int32 [C, H, W]");
   STD_TORCH_CHECK(order.numel() == n.cameras * n.gaussians && order.scalar_type() == ScalarType::Int,
                   "order must be int32 [C, G]");
-  const auto zeros = [](const Tensor& like) { return torch::stable::new_zeros(like, like.sizes()); };
+  const auto zeros = [&](const Tensor& like) { return wide ? zeros_like<double>(like) : zeros_like<float>(like); };
   const Tensor grads[5] = {zeros(means2d), zeros(conics), zeros(opacities), zeros(view_channels), zeros(channels)};
   const auto run = wide ? backward<double> : backward<float>;
   run(inputs, n, grad_view_pixels, grad_pixels, grad_transmittance, transmittance, last, order, grads);

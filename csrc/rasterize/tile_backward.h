@@ -1,217 +1,280 @@
-// One tile, backward: from the back to the front, weights recomputed, one scalar q = channels . grad a pair.
+// One tile, backward: weights recomputed, one scalar q = channels . grad a pair, then the geometry from back to front.
 //
 // With w_i = alpha_i T_i and q_i = f_i . dL/dC, the gradient of a pixel's alpha needs no sum over channels:
 //   dL/dalpha_i = T_i q_i - (sum_{j behind i} w_j q_j + T_end dL/dT_end) / (1 - alpha_i).
 #pragma once
 
-#include "rasterize/tile_forward.h"
+#include "rasterize/channels.h"
 
 namespace pointcept3m {
 namespace {
 
-constexpr int kBackwardBlock = 64;
-// Columns of a gradient row that hold geometry: mean x, y; conic a, b, c; opacity. The channels follow.
+// Gradients of a splat's geometry: mean x, y; conic a, b, c; log opacity; and two to fill the row.
 constexpr int kGeometry = 8;
 
 // What the forward left and what comes from above, for one camera.
 template <typename T>
 struct BackwardInput {
-  PixelRows<const T> grad;     // of the image
+  PixelRows<const T> grad;      // of the image
   const T* grad_transmittance;  // [H, W]
   const T* transmittance;       // [H, W]
   const int32_t* last;          // [H, W]
 };
 
+// Where the gradients of a band's Gaussians are summed up, by rank: rows of the result for most of them, rows of
+// scratch for those that several bands would write at the same time.
+template <typename T>
+struct GradRows {
+  T *geometry, *view, *shared;
+};
+
 template <typename T>
 struct BackwardScratch {
   TileLists lists;
-  Buffer<T> grad;         // [8 rows][num_blocks][8 pixels][N]: dL/dC of the tile
-  Buffer<T> grad_planes;  // [num_blocks][N][8 rows][8 pixels]: the same, pixels side by side
-  Buffer<T> table;        // [num_blocks][kBackwardBlock][N]: channels of the block's Gaussians
-  Buffer<T> line;         // [padded]
-  Buffer<T> weight, alpha, transmittance, q;  // [kBackwardBlock * 8 records][8 pixels]
-  Buffer<int32_t> rows;                       // [kBackwardBlock * 8]: pixel row of a record
-
-  void resize(const ChannelRows<T>& channels) {
-    grad.resize(kPixels * channels.padded());
-    grad_planes.resize(kPixels * channels.padded());
-    table.resize(kBackwardBlock * channels.padded());
-    line.resize(channels.padded());
-    for (Buffer<T>* buffer : {&weight, &alpha, &transmittance, &q}) buffer->resize(kBackwardBlock * kPixels);
-    rows.resize(kBackwardBlock * kTile);
-  }
+  TileWeights<T> weights;
+  SlotRows<T> rows;
+  Buffer<T*> view, shared, tail;  // by slot: where the gradients of channels go
+  Buffer<T*> geometry;
+  Buffer<T> tail_table;           // [num_slots][tail]
+  Buffer<T> tail_pixels;          // [kPixels][tail]: dL/dC of the tail
+  Buffer<T> q;                    // [kGroups][capacity][kGroup]
+  Buffer<T> slopes;               // [num_slots][kPixels]: alpha dL/dalpha
 };
 
-// Light behind, and weighted q behind, of each pixel, while walking to the front.
-template <typename T>
-struct BackwardState {
-  Row<T> transmittance[kTile], behind[kTile];
-  RowMask<T> last[kTile];
-};
-
-// A Gaussian of the block with the records (its rows of pixels that count) it owns.
-struct Slot {
-  int32_t rank, place, begin, end;
-};
-
-// Reads the tile's share of the incoming gradients; returns the greatest rank that took part in it.
-template <int N, typename T>
-P3M_INLINE int32_t read_pixels(const Tile<T>& tile, const ChannelRows<T>& channels, const BackwardInput<T>& input,
-                               BackwardScratch<T>& scratch, BackwardState<T>& state) {
-  const int64_t num_blocks = channels.num_blocks();
-  const int32_t width = tile.view->width, height = tile.view->height;
-  T* line = scratch.line.data();
-  int32_t limit = -1;
-  for (int row = 0; row < kTile; ++row)
-    for (int p = 0; p < kTile; ++p) {
-      const bool valid = tile.y0 + row < height && tile.x0 + p < width;
-      const int64_t pixel = valid ? int64_t(tile.y0 + row) * width + tile.x0 + p : 0;
-      const int32_t last = valid ? input.last[pixel] : -1;
-      limit = std::max(limit, last);
-      state.last[row][p] = last;
-      state.transmittance[row][p] = valid ? input.transmittance[pixel] : T(1);
-      state.behind[row][p] = valid ? input.transmittance[pixel] * input.grad_transmittance[pixel] : T(0);
-      const T* view = input.grad.view + pixel * channels.num_view;
-      const T* shared = input.grad.shared + pixel * channels.num_shared;
-      for (int64_t i = 0; i < channels.num_view; ++i) line[i] = valid ? view[i] : T(0);
-      for (int64_t i = 0; i < channels.num_shared; ++i) line[channels.num_view + i] = valid ? shared[i] : T(0);
-      for (int64_t block = 0; block < num_blocks; ++block)
-        std::memcpy(scratch.grad.data() + ((row * num_blocks + block) * kTile + p) * N, line + block * N, N * sizeof(T));
-    }
-  for (int64_t block = 0; block < num_blocks; ++block)
-    for (int row = 0; row < kTile; ++row) {
-      const T* P3M_RESTRICT from = scratch.grad.data() + (row * num_blocks + block) * kTile * N;
-      T* P3M_RESTRICT to = scratch.grad_planes.data() + block * N * kPixels + row * kTile;
-      for (int i = 0; i < N; ++i)
-        for (int p = 0; p < kTile; ++p) to[i * kPixels + p] = from[p * N + i];
-    }
-  return limit;
+// Sums of neighbours: (a0 + a1, a2 + a3, b0 + b1, b2 + b3) in each half. One shuffle an operand on every x86.
+template <typename V>
+P3M_INLINE V add_neighbours(V a, V b) {
+  return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
-// Recomputes alpha and the light in front of each Gaussian of a block, back to front; returns the slots in use.
-template <int N, typename T>
-P3M_INLINE int weigh_block_back(const Tile<T>& tile, const ChannelRows<T>& channels, int64_t begin, int64_t end,
-                                Row<T> columns, BackwardState<T>& state, BackwardScratch<T>& scratch, const T* grad_rows,
-                                Slot* slots) {
-  int num_slots = 0, num_records = 0;
-  for (int64_t k = end; k-- > begin;) {
-    prefetch_gaussian(tile, channels, k - kLookahead);
-    const int32_t rank = tile.ranks[tile.places[k]];
-    const Splat<T>& s = tile.view->splats[rank];
-    const RowGeometry<T> geometry(s, columns);
-    const int first = std::max(s.y0 - tile.y0, 0), last = std::min(s.y1 - tile.y0, kTile - 1);
-    const int first_record = num_records;
-    for (int row = first; row <= last; ++row) {
-      const Row<T> exponent = geometry.exponent(T(tile.y0 + row) + T(0.5) - s.y);
-      Row<T> alpha = s.opacity * exp_row(-exponent);
-      alpha = alpha > T(kAlphaMax) ? splat_row(T(kAlphaMax)) : alpha;
-      const RowMask<T> hit = (state.last[row] >= rank) & (alpha >= T(kAlphaMin)) & (exponent >= T(0));
-      if (!any(hit)) continue;
-      alpha = hit ? alpha : Row<T>{};
-      state.transmittance[row] /= T(1) - alpha;
-      store(scratch.alpha.data() + num_records * kTile, alpha);
-      store(scratch.transmittance.data() + num_records * kTile, state.transmittance[row]);
-      store(scratch.weight.data() + num_records * kTile, alpha * state.transmittance[row]);
-      store(scratch.q.data() + num_records * kTile, Row<T>{});
-      scratch.rows.data()[num_records++] = row;
-    }
-    if (num_records == first_record) continue;
-    prefetch_row(grad_rows + tile.places[k] * (kGeometry + channels.padded()), kGeometry + channels.padded());
-    gather_channels<N>(channels, tile.order[rank], scratch.line.data(), scratch.table.data(), kBackwardBlock, num_slots);
-    slots[num_slots++] = {rank, tile.places[k], first_record, num_records};
-  }
-  return num_slots;
-}
-
-// Adds one channel block's part of q to every record of a slot.
-template <int N, typename T>
-P3M_INLINE void add_q(const Slot& slot, const T* P3M_RESTRICT values, const T* P3M_RESTRICT planes,
-                      const int32_t* P3M_RESTRICT rows, T* P3M_RESTRICT q) {
-  for (int record = slot.begin; record < slot.end; ++record) {
-    const T* plane = planes + rows[record] * kTile;
-    Row<T> even = load<Row<T>>(q + record * kTile), odd{};
+// Sums of the lanes of 8 vectors, as one vector.
+template <typename V>
+P3M_INLINE auto sum_each(const V (&v)[kGroup]) {
+  using T = std::remove_cvref_t<decltype(v[0][0])>;
+  using Eight = typename Vector<T, kGroup>::type;
+  Eight a[kGroup];
 #pragma GCC unroll 8
-    for (int i = 0; i < N; i += 2) {
-      even += values[i] * load<Row<T>>(plane + i * kPixels);
-      odd += values[i + 1] * load<Row<T>>(plane + (i + 1) * kPixels);
-    }
-    store(q + record * kTile, even + odd);
+  for (int i = 0; i < kGroup; ++i) {
+    if constexpr (sizeof(V) == sizeof(Eight)) a[i] = v[i];
+    else a[i] = left_group(v[i]) + right_group(v[i]);
   }
+  const Eight low = add_neighbours(add_neighbours(a[0], a[1]), add_neighbours(a[2], a[3]));
+  const Eight high = add_neighbours(add_neighbours(a[4], a[5]), add_neighbours(a[6], a[7]));
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
-// Adds one channel block of the gradient of a slot's channels: target[N] += sum over pixels of weight * grad.
+// A run of channels: rows by slot, where their gradients go, and dL/dC of the tile's pixels.
+template <typename T>
+struct Segment {
+  const T* const* rows;
+  T* const* grads;
+  int64_t width;
+  TilePixels<const T> pixels;
+};
+constexpr int kSegments = 3;  // of the camera, shared, and the tail
+
+// For every record of a group, over all channels: q[8] = pixels . row, and grads[slot] += weights . pixels.
 template <int N, typename T>
-P3M_INLINE void add_channel_grad(const Slot& slot, const T* P3M_RESTRICT weight, const T* P3M_RESTRICT grad,
-                                 int64_t row_stride, const int32_t* P3M_RESTRICT rows, T* P3M_RESTRICT target) {
+P3M_INLINE void multiply_group_back(const int32_t* P3M_RESTRICT slots, const T* P3M_RESTRICT weights, int64_t count,
+                                    const Segment<T>* segments, int num_segments,
+                                    const T* const (*P3M_RESTRICT pixels)[kGroup], T* P3M_RESTRICT q) {
   using V = typename Vector<T, N>::type;
-  V acc[4] = {};
-  for (int record = slot.begin; record < slot.end; ++record) {
-    const T* line = grad + rows[record] * row_stride;
+  for (int64_t record = 0; record < count; ++record) {
+    const T* P3M_RESTRICT factors = weights + record * kGroup;
+    V sums[kGroup] = {};
+    for (int s = 0; s < num_segments; ++s) {
+      const T* P3M_RESTRICT row = segments[s].rows[slots[record]];
+      T* P3M_RESTRICT grad = segments[s].grads[slots[record]];
+      const T* const* at = pixels[s];
+      const int64_t width = segments[s].width;
+      for (int64_t i = 0; i < width; i += N) {
+        const V value = load<V>(row + i);
+        V even = load<V>(grad + i), odd{};
 #pragma GCC unroll 8
-    for (int p = 0; p < kTile; ++p) acc[p % 4] += weight[record * kTile + p] * load<V>(line + p * N);
-  }
-  store(target, load<V>(target) + ((acc[0] + acc[1]) + (acc[2] + acc[3])));
-}
-
-// Gradients of a slot's mean, conic and opacity from q, and the running sums of its pixels.
-template <typename T>
-P3M_INLINE void add_geometry_grad(const Tile<T>& tile, const Slot& slot, Row<T> columns, BackwardScratch<T>& scratch,
-                                  BackwardState<T>& state, T* target) {
-  const Splat<T>& s = tile.view->splats[slot.rank];
-  const Row<T> dx = columns - s.x;
-  Row<T> grad_opacity{}, h0{}, hy{}, hyy{};  // h = dL/d(exponent), and its moments in dy
-  for (int record = slot.begin; record < slot.end; ++record) {
-    const int row = scratch.rows.data()[record];
-    const T dy = T(tile.y0 + row) + T(0.5) - s.y;
-    const Row<T> alpha = load<Row<T>>(scratch.alpha.data() + record * kTile);
-    const Row<T> q = load<Row<T>>(scratch.q.data() + record * kTile);
-    const Row<T> weight = load<Row<T>>(scratch.weight.data() + record * kTile);
-    const Row<T> front = load<Row<T>>(scratch.transmittance.data() + record * kTile);
-    Row<T> slope = alpha * (front * q - state.behind[row] / (T(1) - alpha));
-    slope = alpha < T(kAlphaMax) ? slope : Row<T>{};  // a clamped alpha does not move
-    state.behind[row] += weight * q;
-    grad_opacity += slope;
-    h0 -= slope;
-    hy -= slope * dy;
-    hyy -= slope * (dy * dy);
-  }
-  const T sx = sum<T>(h0 * dx), sy = sum<T>(hy);
-  target[0] -= s.a * sx + s.b * sy;
-  target[1] -= s.b * sx + s.c * sy;
-  target[2] += T(0.5) * sum<T>(h0 * dx * dx);
-  target[3] += sum<T>(hy * dx);
-  target[4] += T(0.5) * sum<T>(hyy);
-  target[5] += sum<T>(grad_opacity) / s.opacity;
-}
-
-// Adds the tile's gradients to `rows` [places of the band][kGeometry + padded channels].
-template <int N, typename T>
-P3M_INLINE void backward_tile(const Tile<T>& tile, const ChannelRows<T>& channels, const BackwardInput<T>& input,
-                              BackwardScratch<T>& scratch, T* rows) {
-  const int64_t num_blocks = channels.num_blocks(), stride = kGeometry + channels.padded();
-  const Row<T> columns = tile_columns<T>(tile.x0);
-  BackwardState<T> state;
-  std::fill_n(scratch.line.data(), channels.padded(), T(0));
-  const int32_t limit = read_pixels<N>(tile, channels, input, scratch, state);
-  int64_t end = tile.count;
-  while (end > 0 && tile.ranks[tile.places[end - 1]] > limit) --end;
-  Slot slots[kBackwardBlock];
-  for (; end > 0; end = std::max<int64_t>(end - kBackwardBlock, 0)) {
-    const int64_t begin = std::max<int64_t>(end - kBackwardBlock, 0);
-    const int num_slots = weigh_block_back<N>(tile, channels, begin, end, columns, state, scratch, rows, slots);
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      const T* table = scratch.table.data() + block * kBackwardBlock * N;
-      for (int slot = 0; slot < num_slots; ++slot) {
-        add_q<N>(slots[slot], table + slot * N, scratch.grad_planes.data() + block * N * kPixels, scratch.rows.data(),
-                 scratch.q.data());
-        T* target = rows + slots[slot].place * stride + kGeometry + block * N;
-        add_channel_grad<N>(slots[slot], scratch.weight.data(), scratch.grad.data() + block * kTile * N,
-                            num_blocks * kTile * N, scratch.rows.data(), target);
+        for (int p = 0; p < kGroup; p += 2) {
+          const V first = load<V>(at[p] + i), second = load<V>(at[p + 1] + i);
+          sums[p] += value * first;
+          even += factors[p] * first;
+          sums[p + 1] += value * second;
+          odd += factors[p + 1] * second;
+        }
+        store(grad + i, even + odd);
       }
     }
-    for (int slot = 0; slot < num_slots; ++slot)
-      add_geometry_grad(tile, slots[slot], columns, scratch, state, rows + slots[slot].place * stride);
+    store(q + record * kGroup, sum_each(sums));
   }
+}
+
+template <bool kWide, typename T>
+P3M_INLINE void blend_back(const Tile<T>& tile, BackwardScratch<T>& scratch, const Segment<T>* segments,
+                           int num_segments, bool whole_vectors) {
+  const TileWeights<T>& weights = scratch.weights;
+  for (int group = 0; group < kGroups; ++group) {
+    const T* pixels[kSegments][kGroup];  // those outside the image have weight 0, and any pixel may stand for them
+    for (int s = 0; s < num_segments; ++s)
+      for (int i = 0; i < kGroup; ++i)
+        pixels[s][i] = segments[s].pixels.at(std::min(group_row(group, i), tile.num_rows() - 1),
+                                             std::min(group_column(group, i), tile.num_columns() - 1));
+    const int32_t* slots = weights.group_slots(group);
+    const T* factors = weights.group_weights(group);
+    T* q = scratch.q.data() + group * weights.capacity * kGroup;
+    if (kWide && whole_vectors)
+      multiply_group_back<kLanes>(slots, factors, weights.counts[group], segments, num_segments, pixels, q);
+    else multiply_group_back<kStep>(slots, factors, weights.counts[group], segments, num_segments, pixels, q);
+  }
+}
+
+// Reads what the forward left of the tile's pixels; `behind` starts as T_end dL/dT_end.
+template <typename T>
+P3M_INLINE void read_light(const Tile<T>& tile, const BackwardInput<T>& input, TileLight<T>& state, T* behind) {
+  for (int pixel = 0; pixel < kPixels; ++pixel) {
+    const int group = pixel / kGroup, i = pixel % kGroup, row = group_row(group, i), column = group_column(group, i);
+    const bool valid = tile.holds(row, column);
+    const int64_t at = valid ? int64_t(tile.y0 + row) * tile.view->width + tile.x0 + column : 0;
+    state.last[pixel / kLanes][pixel % kLanes] = valid ? std::max(input.last[at], -1) : -1;
+    behind[pixel] = valid ? input.transmittance[at] * input.grad_transmittance[at] : T(0);
+  }
+}
+
+// alpha dL/dalpha of every record, from back to front.
+template <typename T>
+P3M_INLINE void fill_slopes(BackwardScratch<T>& scratch, const T* behind_end) {
+  using Eight = typename Vector<T, kGroup>::type;
+  TileWeights<T>& weights = scratch.weights;
+  std::fill_n(scratch.slopes.data(), weights.num_slots * kPixels, T(0));
+  for (int group = 0; group < kGroups; ++group) {
+    const int32_t* slots = weights.group_slots(group);
+    const T* factors = weights.group_weights(group);
+    const T* alphas = weights.group_alphas(group);
+    const T* q = scratch.q.data() + group * weights.capacity * kGroup;
+    Eight behind = load<Eight>(behind_end + group * kGroup);
+    for (int64_t record = weights.counts[group]; record-- > 0;) {
+      const Eight alpha = load<Eight>(alphas + record * kGroup);
+      const Eight taken = load<Eight>(factors + record * kGroup) * load<Eight>(q + record * kGroup);
+      Eight slope = taken - behind * alpha / (T(1) - alpha);
+      slope = alpha < T(kAlphaMax) ? slope : Eight{};  // a clamped alpha does not move
+      // A pixel that has stopped has its alpha here but no weight.
+      slope = load<Eight>(factors + record * kGroup) > T(0) ? slope : Eight{};
+      behind += taken;
+      store(scratch.slopes.data() + slots[record] * kPixels + group * kGroup, slope);
+    }
+  }
+}
+
+// Gradients of each slot's mean, conic and opacity: moments of its slopes about the tile's centre, moved to its own.
+template <typename T>
+P3M_INLINE void add_geometry(const Tile<T>& tile, BackwardScratch<T>& scratch) {
+  Strip<T> u, v;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    u[lane] = T(group_column(lane / kGroup, lane % kGroup)) - T(3.5);
+    v[lane] = T(group_row(lane / kGroup, lane % kGroup)) - T(3.5);
+  }
+  for (int64_t slot = 0; slot < scratch.weights.num_slots; ++slot) {
+    const Splat<T>& s = tile.view->splats[scratch.weights.slot_ranks.data()[slot]];
+    Strip<T> total{}, vertical{}, vertical_square{};
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const Strip<T> slope = load<Strip<T>>(scratch.slopes.data() + slot * kPixels + strip * kLanes);
+      const Strip<T> row = v + T(2 * strip), first = slope * row;
+      total += slope;
+      vertical += first;
+      vertical_square += first * row;
+    }
+    const Strip<T> across = total * u;
+    const T m = sum_lanes(total), mx = sum_lanes(across), my = sum_lanes(vertical);
+    const T mxx = sum_lanes(across * u), mxy = sum_lanes(vertical * u), myy = sum_lanes(vertical_square);
+    const T ex = T(tile.x0) + T(4) - s.x, ey = T(tile.y0) + T(4) - s.y;
+    const T sx = mx + ex * m, sy = my + ey * m;
+    T* target = scratch.geometry.data()[slot];
+    target[0] += s.a * sx + s.b * sy;
+    target[1] += s.b * sx + s.c * sy;
+    target[2] -= T(0.5) * (mxx + ex * (2 * mx + ex * m));
+    target[3] -= mxy + ex * my + ey * sx;
+    target[4] -= T(0.5) * (myy + ey * (2 * my + ey * m));
+    target[5] += m;
+  }
+}
+
+// Finds where each slot's gradients go; the tails' go to a table first.
+template <typename T, typename Place>
+P3M_INLINE void place_grads(const ChannelRows<T>& channels, BackwardScratch<T>& scratch, const Place& place) {
+  const int64_t count = scratch.weights.num_slots, width = channels.tail();
+  for (auto* rows : {&scratch.view, &scratch.shared, &scratch.tail, &scratch.geometry}) rows->resize(count);
+  scratch.tail_table.resize(count * width);
+  std::fill_n(scratch.tail_table.data(), count * width, T(0));
+  for (int64_t slot = 0; slot < count; ++slot) {
+    const GradRows<T> rows = place(scratch.weights.slot_ranks.data()[slot]);
+    scratch.geometry.data()[slot] = rows.geometry;
+    scratch.view.data()[slot] = rows.view;
+    scratch.shared.data()[slot] = rows.shared;
+    scratch.tail.data()[slot] = scratch.tail_table.data() + slot * width;
+    __builtin_prefetch(rows.geometry, 1);
+    for (int64_t i = 0; i < std::min<int64_t>(channels.num_shared, 64); i += 64 / sizeof(T))
+      __builtin_prefetch(rows.shared + i, 1);
+  }
+}
+
+template <typename T>
+P3M_INLINE void read_tail(const Tile<T>& tile, const ChannelRows<T>& channels, const TilePixels<const T>& view,
+                          const TilePixels<const T>& shared, const TilePixels<T>& tail) {
+  const int64_t num_view = channels.tail_view(), num_shared = channels.tail_shared();
+  const int64_t whole_view = channels.whole(channels.num_view), whole_shared = channels.whole(channels.num_shared);
+  for (int row = 0; row < tile.num_rows(); ++row)
+    for (int column = 0; column < tile.num_columns(); ++column) {
+      const T* from_view = view.at(row, column) + whole_view;
+      const T* from_shared = shared.at(row, column) + whole_shared;
+      T* to = tail.at(row, column);
+      for (int64_t i = 0; i < num_view; ++i) to[i] = from_view[i];
+      for (int64_t i = 0; i < num_shared; ++i) to[num_view + i] = from_shared[i];
+      for (int64_t i = num_view + num_shared; i < channels.tail(); ++i) to[i] = T(0);
+    }
+}
+
+// Adds the tile's gradients to the rows that `place` (rank -> GradRows) names.
+template <bool kWide, typename T, typename Place>
+P3M_INLINE void backward_tile(const Tile<T>& tile, const ChannelRows<T>& channels, const BackwardInput<T>& input,
+                              BackwardScratch<T>& scratch, const Place& place) {
+  alignas(64) T behind[kPixels];
+  TileLight<T> state;
+  start_light(tile, state);
+  read_light(tile, input, state, behind);
+  TileWeights<T>& weights = scratch.weights;
+  weigh_tile<true>(tile, state, weights);
+  const int64_t count = weights.num_slots;
+  if (!count) return;
+  scratch.rows.gather(tile, channels, weights);
+  place_grads(channels, scratch, place);
+  scratch.q.resize(kGroups * weights.capacity * kGroup);
+  scratch.slopes.resize(count * kPixels);
+
+  const TilePixels<const T> view = pixels_of(tile, input.grad.view, channels.num_view);
+  const TilePixels<const T> shared = pixels_of(tile, input.grad.shared, channels.num_shared);
+  const int64_t whole_view = channels.whole(channels.num_view), whole_shared = channels.whole(channels.num_shared);
+  Segment<T> segments[kSegments];
+  int num_segments = 0;
+  if (whole_view) segments[num_segments++] = {scratch.rows.view.data(), scratch.view.data(), whole_view, view};
+  if (whole_shared)
+    segments[num_segments++] = {scratch.rows.shared.data(), scratch.shared.data(), whole_shared, shared};
+  const int64_t width = channels.tail();
+  if (width) {
+    scratch.tail_pixels.resize(kPixels * width);
+    const TilePixels<T> tail = pixels_of_tail(scratch.tail_pixels.data(), width);
+    read_tail(tile, channels, view, shared, tail);
+    segments[num_segments++] = {scratch.rows.tail.data(), scratch.tail.data(), width,
+                                {tail.first, tail.row_stride, tail.stride}};
+  }
+  blend_back<kWide>(tile, scratch, segments, num_segments, width % kLanes == 0);
+  if (width)
+    for (int64_t slot = 0; slot < count; ++slot) {
+      const T* from = scratch.tail.data()[slot];
+      T* to_view = scratch.view.data()[slot] + whole_view;
+      T* to_shared = scratch.shared.data()[slot] + whole_shared;
+      for (int64_t i = 0; i < channels.tail_view(); ++i) to_view[i] += from[i];
+      for (int64_t i = 0; i < channels.tail_shared(); ++i) to_shared[i] += from[channels.tail_view() + i];
+    }
+  fill_slopes(scratch, behind);
+  add_geometry(tile, scratch);
 }
 
 }  // namespace

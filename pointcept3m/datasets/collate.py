@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from pointcept3m.ops.offsets import offset_to_counts
 from pointcept3m.structures.keys import key_of, kind_of
-from pointcept3m.structures.point import offset_to_counts
 
 Batch = dict[str, Any]
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pointcept3m.ops import _library, scatter  # noqa: F401  (scatter declares gather_rows)
 from pointcept3m.ops.neighbours import ball_query, knn_query, type_of
-from pointcept3m.structures.point import offset_to_counts
+from pointcept3m.ops.offsets import offset_to_counts
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
 EPSILON = 1e-8  # in the unit of coord; keeps the weight of a point that coincides with the query finite

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
-from pointcept3m.structures.point import offset_to_batch, offset_to_counts
+from pointcept3m.ops.offsets import offset_to_batch, offset_to_counts
 
 DTYPES = (torch.float32, torch.float64)
 CHUNK = 2**23  # pairs that a twin compares at a time

@@ -79,6 +79,8 @@ def rasterization(
         render_mode: "RGB"; "D", accumulated depth; "ED", depth divided by alpha; "RGB+D"; "RGB+ED".
         rasterize_mode: "classic", or "antialiased", which lowers opacities by the area that `eps2d` adds.
         features: [G, D], rendered like colors, through the same weights.
+            `colors` and `features` may also be float16 or bfloat16: they are read, blended and returned in the dtype
+            of means, and their gradients come back in their own.
         backend: None or "native" for ours; "gsplat" for gsplat on a GPU, which renders `features` in a second pass.
         gsplat_options: gsplat's further arguments, for `backend="gsplat"`.
 
@@ -90,7 +92,7 @@ def rasterization(
             (0: not seen), "width", "height", "n_cameras", "camera_ids" and "gaussian_ids" (None).
 
     Raises:
-        TypeError: an argument is no tensor, has a dtype other than means, or is unknown.
+        TypeError: an argument is no tensor, has a dtype that it may not have, or is unknown.
         ValueError: a shape, a value that is not finite (not looked for while torch.compile traces), a singular
             camera, or an option that the backend does not have.
         ImportError: `backend="gsplat"` where gsplat is not installed.
@@ -118,6 +120,7 @@ def rasterization(
         antialiased=rasterize_mode == "antialiased",
     )  # fmt: skip
     num_cameras = viewmats.shape[0]
+    colors, features = (t if t is None else t.to(means.dtype) for t in (colors, features))
     wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode
     own = []  # channels that each camera has of its own
     if wants_color and sh_degree is not None:
@@ -135,16 +138,13 @@ def rasterization(
 
     alphas = (1 - image.transmittance).unsqueeze(-1)
     rendered = image.view_pixels
-    color = rendered[..., : colors.shape[-1]] if wants_color else rendered[..., :0]
-    depth = rendered[..., color.shape[-1] :]
+    num_colors = colors.shape[-1] if wants_color else 0
     if wants_color and backgrounds is not None:
-        color = color + image.transmittance.unsqueeze(-1) * backgrounds[:, None, None, :]
+        color = rendered[..., :num_colors] + image.transmittance.unsqueeze(-1) * backgrounds[:, None, None, :]
+        rendered = torch.cat([color, rendered[..., num_colors:]], dim=-1)
     if render_mode.endswith("ED"):
-        depth = depth / alphas.clamp_min(1e-10)
-    if wants_color and wants_depth:
-        rendered = torch.cat([color, depth], dim=-1)
-    else:
-        rendered = color if wants_color else depth
+        depth = rendered[..., num_colors:] / alphas.clamp_min(1e-10)
+        rendered = torch.cat([rendered[..., :num_colors], depth], dim=-1)
     meta = {**projection._asdict(), "features": None if features is None else image.pixels, "width": width, "height": height,
             "n_cameras": num_cameras, "camera_ids": None, "gaussian_ids": None}  # fmt: skip
     return rendered, alphas, meta
@@ -196,9 +196,10 @@ def _check_types(tensors: dict[str, Tensor | None]) -> None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"rasterization: {name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in (torch.float32, torch.float64):
+        half = name in ("colors", "features") and tensor.dtype in (torch.float16, torch.bfloat16)
+        if tensor.dtype not in (torch.float32, torch.float64) and not half:
             raise TypeError(f"rasterization: {name} must be float32 or float64, got {tensor.dtype}")
-        if tensor.dtype != means.dtype:
+        if tensor.dtype != means.dtype and not half:
             raise TypeError(f"rasterization: {name} must have the dtype of means, {means.dtype}, got {tensor.dtype}")
         if tensor.device != means.device:
             raise ValueError(f"rasterization: {name} must be on the device of means, {means.device}, got {tensor.device}")
@@ -253,8 +254,9 @@ def _check_values(tensors: dict[str, Tensor | None]) -> None:
     """Refuses values that would silently give a wrong image: not finite, or a camera that cannot see."""
     with torch.no_grad():
         present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        # One number says that all is well, as a sum with a NaN or an infinity in it is not finite.
-        total = sum(tensor.sum(dtype=torch.float64) for tensor in present.values())
+        # One number says that all is well, as a sum with a NaN or an infinity in it is not finite. (A sum of finite
+        # values that overflows only costs the closer look.)
+        total = sum(tensor.sum().double() for tensor in present.values())
         if not torch.isfinite(total):
             for name, tensor in present.items():
                 bad = ~torch.isfinite(tensor)

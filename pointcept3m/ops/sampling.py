@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pointcept3m.ops import _library
 from pointcept3m.ops.neighbours import check_cloud, check_offset
-from pointcept3m.structures.point import offset_to_counts
+from pointcept3m.ops.offsets import offset_to_counts
 
 
 def farthest_point_sampling(coord: Tensor, offset: Tensor, new_offset: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pointcept3m.ops.offsets import offset_to_batch, offset_to_counts
 from pointcept3m.structures.keys import index_operator, key_of, kind_of
-from pointcept3m.structures.point import offset_to_batch, offset_to_counts
 from pointcept3m.structures.scene import Scene, heldout, natural_key
 from tests.datasets.synthetic import SIZE, cast, look, write_scene
 

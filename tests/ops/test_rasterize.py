@@ -1,4 +1,4 @@
-"""The rasterizer: against gsplat's image, hand-made cases, a naive loop, its plain-torch twin and finite differences."""
+"""`rasterization`: against gsplat's image, hand-made cases and finite differences; its options, edges and errors."""
 
 import math
 import sys
@@ -9,15 +9,7 @@ import pytest
 import torch
 
 from pointcept3m import ops
-from pointcept3m.ops import _library
-from pointcept3m.ops.gaussian_projection import project_gaussians, spherical_harmonics
-from pointcept3m.ops.rasterize_to_pixels import (
-    rasterize_to_pixels,
-    rasterize_to_pixels_backward_twin,
-    rasterize_to_pixels_twin,
-)
-
-native = pytest.mark.skipif(not _library.native_loaded(), reason="the compiled library is not loaded")
+from pointcept3m.ops.gaussian_projection import spherical_harmonics
 
 
 def make_scene(num_gaussians=40, num_cameras=2, dim=5, dtype=torch.float64, width=37, height=29):
@@ -130,97 +122,6 @@ def test_a_pixel_stops_before_its_light_falls_to_the_threshold():
     torch.testing.assert_close(alphas[0, 4, 4], torch.tensor([1 - 2.25e-4]), atol=1e-6, rtol=0)
 
 
-def naive_render(means2d, conics, opacities, depths, view_channels, channels, width, height):
-    """One camera, pixel by pixel and Gaussian by Gaussian."""
-    order = sorted(range(len(depths)), key=lambda i: float(depths[i]))
-    values = torch.cat([view_channels, channels], -1)
-    image, light = torch.zeros(height, width, values.shape[1], dtype=values.dtype), torch.ones(height, width, dtype=values.dtype)
-    for row in range(height):
-        for column in range(width):
-            for i in order:
-                d = torch.tensor([column + 0.5, row + 0.5], dtype=values.dtype) - means2d[i]
-                a, b, c = conics[i]
-                alpha = min(0.99, float(opacities[i] * torch.exp(-0.5 * (a * d[0] ** 2 + 2 * b * d[0] * d[1] + c * d[1] ** 2))))
-                if alpha < 1 / 255:
-                    continue
-                if light[row, column] * (1 - alpha) <= 1e-4:
-                    break
-                image[row, column] += light[row, column] * alpha * values[i]
-                light[row, column] *= 1 - alpha
-    return image, light
-
-
-@pytest.mark.parametrize("render", [rasterize_to_pixels, rasterize_to_pixels_twin])
-def test_naive_loop(render):
-    inputs = list(make_op_inputs(40, 1, 2, 3, torch.float64, 11, 9))
-    inputs[1] = inputs[1] * 0.2  # wide enough that many pixels stop early
-    view_pixels, pixels, transmittance, last, _ = render(*inputs)
-    image, light = naive_render(*(t[0] for t in inputs[:5]), *inputs[5:])
-    assert (light < 1e-3).any()
-    torch.testing.assert_close(torch.cat([view_pixels, pixels], -1)[0], image)
-    torch.testing.assert_close(transmittance[0], light)
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("num_gaussians", "num_cameras", "own", "shared", "width", "height"),
-    [(300, 2, 4, 20, 51, 43), (1500, 1, 1, 0, 40, 90), (64, 3, 3, 1, 1, 1), (500, 1, 4, 70, 8, 300), (100, 1, 0, 8, 65, 7)],
-)
-def test_kernel_equals_twin(dtype, num_gaussians, num_cameras, own, shared, width, height):
-    inputs = make_op_inputs(num_gaussians, num_cameras, own, shared, dtype, width, height)
-    ours, twin = rasterize_to_pixels(*inputs), rasterize_to_pixels_twin(*inputs)
-    tight = {"atol": 1e-10, "rtol": 1e-8} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 1e-4}
-    for got, wanted in zip(ours, twin, strict=True):
-        torch.testing.assert_close(got, wanted, **tight)
-    grads = [torch.randn_like(t) for t in twin[:3]]
-    saved = (inputs[0], inputs[1], inputs[2], inputs[4], inputs[5], *twin[2:])
-    ours = torch.ops.pointcept3m.rasterize_to_pixels_backward(*grads, *saved)
-    for got, wanted in zip(ours, rasterize_to_pixels_backward_twin(*grads, *saved), strict=True):
-        scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
-        torch.testing.assert_close(got, wanted, atol=tight["atol"] * scale, rtol=1e-3)
-
-
-def test_twin_backward_equals_autograd_through_the_twin():
-    inputs = make_op_inputs(60, 2, 3, 4, torch.float64, 21, 17)
-    leaves = [inputs[i].requires_grad_() for i in (0, 1, 2, 4, 5)]
-    outputs = rasterize_to_pixels_twin(*inputs)
-    above = [torch.randn_like(t) for t in outputs[:3]]
-    wanted = torch.autograd.grad(outputs[:3], leaves, above)
-    with torch.no_grad():
-        got = rasterize_to_pixels_backward_twin(*above, *leaves, *(t.detach() for t in outputs[2:]))
-    for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-@native
-def test_garden_crop_equals_twin(real_data):
-    data = np.load(real_data("gsplat_garden") / "test_garden.npz", allow_pickle=False)
-    means = torch.from_numpy(data["means3d"])
-    keep = (means.abs() < 2).all(1)
-    num_gaussians, generator = int(keep.sum()), torch.Generator().manual_seed(42)
-    K = torch.from_numpy(data["Ks"])[:1].clone()
-    K[:, 0, 2] -= 244  # the 160x120 pixels around the centre
-    K[:, 1, 2] -= 150
-    projection = project_gaussians(
-        means[keep], torch.randn(num_gaussians, 4, generator=generator), torch.rand(num_gaussians, 3, generator=generator) * 0.02,
-        torch.rand(num_gaussians, generator=generator), torch.from_numpy(data["viewmats"])[:1], K, 160, 120,
-        0.01, 1e10, 0.0, 0.3, False,
-    )  # fmt: skip
-    colors = torch.from_numpy(data["colors"])[keep].float() / 255
-    inputs = (*projection[:2], projection.opacities, projection.depths, colors[None], means[keep], 160, 120)
-    ours, twin = rasterize_to_pixels(*inputs), rasterize_to_pixels_twin(*inputs)
-    for got, wanted in zip(ours[:3], twin[:3], strict=True):
-        error = (got - wanted).abs().flatten()
-        # Rounding may put an alpha on the other side of 1/255, and no more than that, in a few pixels.
-        assert error.quantile(0.999) < 1e-4 and error.max() < 2e-2
-    above = [torch.randn_like(t) for t in twin[:3]]
-    saved = (projection.means2d, projection.conics, projection.opacities, colors[None], means[keep], *twin[2:])
-    ours = torch.ops.pointcept3m.rasterize_to_pixels_backward(*above, *saved)
-    for got, wanted in zip(ours, rasterize_to_pixels_backward_twin(*above, *saved), strict=True):
-        assert (got - wanted).norm() < 1e-3 * wanted.norm()
-
-
 # ---------------------------------------------------------------- gradients
 
 
@@ -266,17 +167,6 @@ def test_projected_means_keep_their_gradient():
     meta["means2d"].retain_grad()
     colors.sum().backward()
     assert meta["means2d"].grad.shape == (2, 40, 2) and meta["means2d"].grad.abs().max() > 0
-
-
-def test_opcheck():
-    inputs = make_op_inputs(20, 2, 3, 4, torch.float32, 19, 10)
-    leaves = [t.requires_grad_() if isinstance(t, torch.Tensor) and i != 3 else t for i, t in enumerate(inputs)]
-    torch.library.opcheck(torch.ops.pointcept3m.rasterize_to_pixels.default, tuple(leaves))
-    with torch.no_grad():
-        outputs = rasterize_to_pixels(*inputs)
-    plain = [leaves[i].detach() for i in (0, 1, 2, 4, 5)]
-    arguments = (*(torch.randn_like(t) for t in outputs[:3]), *plain, *outputs[2:])
-    torch.library.opcheck(torch.ops.pointcept3m.rasterize_to_pixels_backward.default, arguments)
 
 
 def test_compiles_without_a_graph_break():
@@ -366,6 +256,19 @@ def test_no_camera():
     assert colors.shape == (0, 29, 37, 3) and alphas.shape == (0, 29, 37, 1) and meta["radii"].shape == (0, 40, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_features_are_blended_in_float32(dtype):
+    scene = make_scene(dtype=torch.float32)
+    half = scene["features"].to(dtype)
+    wanted = ops.rasterization(**{**scene, "features": half.float()})[2]["features"]
+    features = half.requires_grad_()
+    colors, _, meta = ops.rasterization(**{**scene, "features": features, "colors": scene["colors"].to(dtype)})
+    assert meta["features"].dtype == torch.float32 and torch.equal(meta["features"], wanted)
+    torch.testing.assert_close(colors, ops.rasterization(**scene)[0], atol=2e-2, rtol=2e-2)
+    meta["features"].sum().backward()
+    assert features.grad.dtype == dtype and features.grad.abs().max() > 0
+
+
 def test_non_contiguous_inputs():
     scene = make_scene()
     outputs, grads = render_with_grads(scene)
@@ -376,23 +279,11 @@ def test_non_contiguous_inputs():
         torch.testing.assert_close(got, wanted)
 
 
-@native
-def test_every_run_and_every_thread_count_give_the_same_bits():
+@pytest.mark.parametrize("options", [{}, {"render_mode": "RGB+ED", "rasterize_mode": "antialiased"}], ids=str)
+def test_two_runs_give_the_same_bits(options):
     scene = make_scene(num_gaussians=500, dtype=torch.float32)
-    inputs = make_op_inputs(500, 2, 4, 12, torch.float32, 60, 70)
-    runs, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 2):
-            torch.set_num_threads(count)
-            outputs = rasterize_to_pixels(*inputs)
-            above = [torch.ones_like(t) for t in outputs[:3]]
-            saved = (inputs[0], inputs[1], inputs[2], inputs[4], inputs[5], *outputs[2:])
-            runs.append((*outputs, *torch.ops.pointcept3m.rasterize_to_pixels_backward(*above, *saved)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
-    first, second = render_with_grads(scene), render_with_grads(scene)
+    first, second = render_with_grads(scene, **options), render_with_grads(scene, **options)
+    assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
 
@@ -414,6 +305,7 @@ def test_values_that_are_not_finite_are_refused_by_name(name, value):
         ({"colors": torch.zeros(3, 40, 3)}, ValueError, r"colors must be \[G, X\] or \[C, G, X\].*got \[3, 40, 3\]"),
         ({"backgrounds": torch.zeros(2, 4)}, ValueError, r"backgrounds must be \[C, X\].*got \[2, 4\]"),
         ({"colors": torch.zeros(40, 4, 3), "sh_degree": 2}, ValueError, r"sh_degree=2 needs at least 9 harmonics.*have 4"),
+        ({"features": torch.zeros(40, 4).int()}, TypeError, r"features must be float32 or float64, got torch.int32"),
         ({"quats": torch.zeros(40, 4).half()}, TypeError, r"quats must be float32 or float64, got torch.float16"),
         ({"quats": torch.zeros(40, 4).double()}, TypeError, r"quats must have the dtype of means, torch.float32"),
         ({"scales": [1.0]}, TypeError, r"scales must be a tensor, got list"),
@@ -443,11 +335,3 @@ def test_gsplat_backend_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gsplat", types.ModuleType("gsplat"))
     with pytest.raises(ValueError, match="renders on CUDA only, and means is on cpu"):
         ops.rasterization(**make_scene(), backend="gsplat")
-
-
-@native
-def test_kernel_guards_against_a_direct_call():
-    inputs = list(make_op_inputs(10, 1, 1, 1, torch.float32, 8, 8))
-    inputs[1] = inputs[1][:, :9].contiguous()
-    with pytest.raises(RuntimeError, match="conics must be"):
-        torch.ops.pointcept3m.rasterize_to_pixels(*inputs)

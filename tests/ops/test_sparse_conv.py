@@ -117,7 +117,7 @@ def test_rulebooks_match_their_twins(repeats):
             assert a.dtype == b.dtype and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.not_emulated)])
 def test_kernels_match_their_twins(many):
     """`many` makes several blocks, segments and units of work."""
     shape = (60, 50, 12) if many else SHAPE
@@ -185,6 +185,7 @@ def test_scenes_do_not_meet():
         torch.testing.assert_close(alone, out[own])
 
 
+@pytest.mark.not_emulated
 def test_the_same_for_any_number_of_threads():
     coord = random_coord(0.5, (60, 50, 12))
     features = torch.randn(len(coord), 8, requires_grad=True)

@@ -20,7 +20,7 @@ from pointcept3m.models.layers.sparse import (
     SubMConv3d,
 )
 from pointcept3m.ops import scatter_mean
-from pointcept3m.structures.point import offset_to_batch
+from pointcept3m.ops.offsets import offset_to_batch
 from pointcept3m.structures.sparse import SparseConvTensor
 
 norm = partial(nn.BatchNorm1d, eps=1e-3, momentum=0.01)
