@@ -6,7 +6,7 @@ Coordinates are int32 [N, 4] as (batch, x, y, z). Rows with equal coordinates (M
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from pointcept3m.ops import _library
 MAX_CELLS = 4e18  # keys are 64-bit
 
 
-class Rulebook(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Rulebook:
     """The pairs of rows that a convolution multiplies.
 
     pairs: int32 [2, P], input row and output row, grouped by kernel offset; within an offset both ascend in
@@ -43,7 +44,7 @@ class Rulebook(NamedTuple):
 
     def inverse(self, coord: Tensor) -> "Rulebook":
         """The rulebook of the convolution that leads back to the rows `coord` this one started from."""
-        return self._replace(reverse=not self.reverse, coord_out=coord)
+        return replace(self, reverse=not self.reverse, coord_out=coord)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
