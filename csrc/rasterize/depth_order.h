@@ -62,6 +62,7 @@ class DepthSort {
         if (!(opacities[i] >= T(kAlphaMin))) continue;
         Key key;
         std::memcpy(&key, &depths[i], sizeof(T));
+        if (key == kSign) key = 0;  // -0 is as far as 0
         *to++ = {key & kSign ? ~key : key | kSign, static_cast<int32_t>(i)};  // bits that order as the floats do
       }
     });

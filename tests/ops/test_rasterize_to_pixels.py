@@ -159,6 +159,13 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.pointcept3m.rasterize_to_pixels_backward.default, arguments)
 
 
+def test_equal_depths_are_drawn_in_the_order_of_their_indices():
+    inputs = list(make_op_inputs(6, 1, 0, 2, torch.float32, 20, 20))
+    inputs[2] = torch.full((1, 6), 0.5)
+    inputs[3] = torch.tensor([[0.0, -0.0, -1.0, 0.0, -0.0, -1.0]])
+    assert torch.ops.pointcept3m.rasterize_to_pixels(*inputs)[4].tolist() == [[2, 5, 0, 1, 3, 4]]
+
+
 @native
 def test_every_run_and_every_thread_count_give_the_same_bits():
     inputs = make_op_inputs(500, 2, 4, 12, torch.float32, 60, 70)
