@@ -13,6 +13,8 @@ were not stands in `pointcept3m/_ops_cuda.txt`, which `python -m pointcept3m.ops
   TORCH_CUDA_ARCH_LIST    architectures, as torch writes them ("8.0;9.0+PTX"); by default those of the GPUs that are
                           seen, and where none is, 8.0, 9.0 and 10.0
   MAX_JOBS                compilers at a time
+  POINTCEPT3M_PLAIN=1     CPU kernels without SIMD, as a machine without AVX2 runs them (for tests)
+  POINTCEPT3M_CXXFLAGS    more flags for the CPU kernels, for the compiler and the linker (for the sanitizers)
 """
 
 import os
@@ -199,6 +201,7 @@ class AnyPythonWheel(bdist_wheel):
 macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 if os.environ.get("POINTCEPT3M_PLAIN") == "1":
     macros.append(("P3M_PLAIN", "1"))
+more_flags = os.environ.get("POINTCEPT3M_CXXFLAGS", "").split()
 
 ops = Extension(
     "pointcept3m._ops",
@@ -207,8 +210,8 @@ ops = Extension(
     include_dirs=["csrc"],
     libraries=["torch_cpu"],
     define_macros=macros,
-    extra_compile_args=["-std=c++20", "-O3", "-ffast-math", "-fno-finite-math-only", "-fvisibility=hidden", "-Wall", "-Wno-psabi"],
-    extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
+    extra_compile_args=["-std=c++20", "-O3", "-ffast-math", "-fno-finite-math-only", "-fvisibility=hidden", "-Wall", "-Wno-psabi", *more_flags],
+    extra_link_args=more_flags or (["-Wl,-s"] if sys.platform == "linux" else []),
     language="c++",
 )
 

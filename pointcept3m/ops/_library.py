@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[1]
 logger = logging.getLogger("pointcept3m")
 _definitions = torch.library.Library(NAMESPACE, "DEF")
 _twins_in_use: set[tuple[str, str]] = set()
+_warned: set[str] = set()
 
 
 def _path() -> Path:
@@ -70,16 +71,22 @@ def define(schema: str, twin: Callable) -> None:
         device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
         if (name, device) not in _twins_in_use:
             _twins_in_use.add((name, device))
-            logger.info("ops.%s runs in plain torch on %s: %s", name, device, _why_twin(device))
+            _say_twin_serves(name, device)
         return twin(*args, **kwargs)
 
     _definitions.define(schema)
     _definitions.impl(name, serve, "CompositeExplicitAutograd")
 
 
-def _why_twin(device: str) -> str:
+def _say_twin_serves(name: str, device: str) -> None:
+    """A warning where a compiled library is missing, once for each device; for every single op only the log's detail."""
     loaded, status = {"cpu": (_native, _status), "cuda": (_native_cuda, _status_cuda)}.get(device, (True, ""))
-    return f"it has no {device} kernel" if loaded else f"compiled {device.upper()} library {status}"
+    asked = os.environ.get("POINTCEPT3M_NATIVE") == "0"
+    if not loaded and not asked and device not in _warned:
+        _warned.add(device)
+        logger.warning("ops run in plain torch on %s, slower: compiled %s library %s", device, device.upper(), status)
+    why = f"there is no {device} kernel" if loaded else "the library is not in use"
+    logger.info("ops.%s runs in plain torch on %s: %s", name, device, why)
 
 
 def native_loaded() -> bool:

@@ -19,8 +19,10 @@ def pytest_collection_modifyitems(items):
 def replay_counts():
     counts: dict[str, int] = {}
     yield counts
-    if counts:
-        print("\ncalls replayed on", os.environ["POINTCEPT3M_REPLAY"] + ":", dict(sorted(counts.items())))
+    device = os.environ.get("POINTCEPT3M_REPLAY")
+    if device:
+        assert counts, f"POINTCEPT3M_REPLAY={device} asks to repeat calls, and no test made one"
+        print(f"\ncalls replayed on {device}:", dict(sorted(counts.items())))
 
 
 @pytest.fixture(autouse=True)

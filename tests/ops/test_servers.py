@@ -11,17 +11,13 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from tests.conftest import REPOSITORY
 
-TORCH = os.path.dirname(torch.__file__)
-PLAIN = f"""
+PLAIN = """
 set -e
-ls csrc/*/*_cpu.cpp | xargs -P 2 -I SOURCE sh -c 'g++ -c "$1" -o "$2/$(echo "$1" | tr / _).o" -std=c++20 -O2 -ffast-math \
-  -fno-finite-math-only -fPIC -fvisibility=hidden -Wno-psabi -DP3M_PLAIN -DTORCH_TARGET_VERSION=0x020a000000000000 -Icsrc \
-  -I{TORCH}/include -I{TORCH}/include/torch/csrc/api/include' sh SOURCE "$FOLDER"
-g++ -shared "$FOLDER"/*.o -L{TORCH}/lib -ltorch_cpu -o "$FOLDER/kernels.so"
+POINTCEPT3M_PLAIN=1 POINTCEPT3M_CUDA=0 "$PYTHON" setup.py -q build_ext --build-lib "$FOLDER" --build-temp "$FOLDER/objects"
+mv "$FOLDER/pointcept3m/_ops.so" "$FOLDER/kernels.so"
 """
 EMULATED = 'sh tests/cuda_emulator/build.sh "$FOLDER/kernels.so"'
 SERVERS = {  # how the library is built, and the environment
