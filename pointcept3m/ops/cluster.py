@@ -6,12 +6,22 @@ of the coordinates. The twins and the kernels for CPU and CUDA agree on that to 
 
 import math
 from collections.abc import Iterator
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import (
+    INTS,
+    check_device,
+    check_int,
+    check_number,
+    check_offset,
+    check_points,
+    check_range,
+    check_shape,
+    check_tensor,
+)
 
 MIN_RADIUS, MAX_RADIUS = 1e-15, 1e15
 MAX_ENTRIES = 2**31 - 1
@@ -27,8 +37,8 @@ def ballquery_batch_p(
     neighbouring cells of a grid as wide as the radius).
 
     Args:
-        coords: float [N, 3], in the unit of `radius`; float16 and bfloat16 are computed in float32. A point with a
-            coordinate that is not finite has no neighbours, not even itself.
+        coords: float32 or float64 [N, 3], in the unit of `radius`; half precision is refused. A point with a coordinate
+            that is not finite has no neighbours, not even itself.
         batch_idxs: int32 or int64 [N], the batch item of each point; points of an item stand together.
         batch_offsets: int32 or int64 [B + 1], 0 and the cumulative ends of the items.
         radius: distance from 1e-15 to 1e15.
@@ -41,18 +51,20 @@ def ballquery_batch_p(
     Raises: TypeError or ValueError where an argument does not fit; RuntimeError where there are more than 2^31 - 1
     neighbours (`cluster_points` finds clusters without listing them).
     """
-    coords = _check_coord("ballquery_batch_p", "coords", coords)
-    _check_ints("ballquery_batch_p", "batch_idxs", batch_idxs, coords, (coords.size(0),))
-    _check_ints("ballquery_batch_p", "batch_offsets", batch_offsets, coords, None)
-    if batch_offsets.dim() != 1 or batch_offsets.size(0) == 0:
-        raise ValueError(f"ballquery_batch_p: batch_offsets must have shape [B + 1], got {tuple(batch_offsets.shape)}")
-    _check_radius("ballquery_batch_p", radius)
-    ends = batch_offsets[1:].long().contiguous()
+    op = "ballquery_batch_p"
+    coords = check_points(op, "coords", coords)
+    _check_ints(op, "batch_idxs", batch_idxs, (coords.size(0),), "coords", coords)
+    _check_ints(op, "batch_offsets", batch_offsets, ("B + 1",), "coords", coords)
+    if batch_offsets.size(0) == 0:
+        raise ValueError(f"{op}: batch_offsets must have shape [B + 1], got (0,)")
+    _check_radius(op, radius)
+    ends = check_offset(op, "batch_offsets", batch_offsets[1:], "coords", coords)
     if not torch.compiler.is_compiling():  # no value can be looked at there; the kernels refuse ends that do not fit
-        _check_ends("ballquery_batch_p", "batch_offsets", ends, coords.size(0), int(batch_offsets[0]))
+        if int(batch_offsets[0]) != 0:
+            raise ValueError(f"{op}: batch_offsets must start with 0, got {int(batch_offsets[0])}")
         item = torch.arange(ends.size(0), device=ends.device).repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
         if not torch.equal(batch_idxs.long(), item):
-            raise ValueError("ballquery_batch_p: batch_idxs and batch_offsets disagree on the batch item of a point")
+            raise ValueError(f"{op}: batch_idxs and batch_offsets disagree on the batch item of a point")
     return torch.ops.pointcept3m.ballquery_batch_p(coords, ends, float(radius))
 
 
@@ -75,17 +87,25 @@ def bfs_cluster(
         cluster_idxs: int32 [sumNPoint, 2], cluster and point, in ascending order.
         cluster_offsets: int32 [nCluster + 1], where each cluster starts in `cluster_idxs`, and the end.
 
-    Raises: TypeError or ValueError where an argument does not fit; RuntimeError where lists name what is not there.
+    Raises: TypeError or ValueError where an argument does not fit; IndexError where a list names a point outside
+    [0, N).
     """
     op = "bfs_cluster"
-    _check_tensor(op, "semantic_label", semantic_label)
-    _check_ints(op, "semantic_label", semantic_label, semantic_label, (semantic_label.numel(),))
-    _check_ints(op, "ball_query_idxs", ball_query_idxs, semantic_label, (ball_query_idxs.numel(),), (torch.int32,))
-    _check_ints(op, "start_len", start_len, semantic_label, (semantic_label.numel(), 2), (torch.int32,))
-    _check_integer(op, "threshold", threshold)
-    return torch.ops.pointcept3m.bfs_cluster(
-        semantic_label.long().contiguous(), ball_query_idxs.contiguous(), start_len.contiguous(), int(threshold)
-    )
+    check_tensor(op, "semantic_label", semantic_label, INTS)
+    check_shape(op, "semantic_label", semantic_label, ("N",))
+    like = ("semantic_label", semantic_label)
+    _check_ints(op, "ball_query_idxs", ball_query_idxs, ("nActive",), *like, (torch.int32,))
+    _check_ints(op, "start_len", start_len, (semantic_label.size(0), 2), *like, (torch.int32,))
+    check_int(op, "threshold", threshold)
+    lists = (semantic_label.long().contiguous(), ball_query_idxs.contiguous(), start_len.contiguous())
+    if torch.compiler.is_compiling():
+        return torch.ops.pointcept3m.bfs_cluster(*lists, int(threshold))
+    try:
+        return torch.ops.pointcept3m.bfs_cluster(*lists, int(threshold))
+    except RuntimeError as error:
+        refusal = error
+    _check_lists(*lists)  # only now, as kernels look at every list anyway: finds out which it was, and says so
+    raise refusal
 
 
 def cluster_points(
@@ -98,8 +118,8 @@ def cluster_points(
     with those of the 27 cells around it.
 
     Args:
-        coord: float [N, 3], in the unit of `radius`; float16 and bfloat16 are computed in float32.
-        offset: int64 [B], the cumulative ends of the batch items, without a leading 0.
+        coord: float32 or float64 [N, 3], in the unit of `radius`; half precision is refused.
+        offset: int64 or int32 [B], the cumulative ends of the batch items, without a leading 0.
         label: int32 or int64 [N].
         radius: distance from 1e-15 to 1e15.
         min_points: the fewest points of a cluster that is kept.
@@ -110,74 +130,49 @@ def cluster_points(
     Raises: TypeError or ValueError where an argument does not fit.
     """
     op = "cluster_points"
-    coord = _check_coord(op, "coord", coord)
-    _check_ints(op, "offset", offset, coord, None, (torch.int64,))
-    if offset.dim() != 1:
-        raise ValueError(f"{op}: offset must have shape [B], got {tuple(offset.shape)}")
-    _check_ints(op, "label", label, coord, (coord.size(0),))
+    coord = check_points(op, "coord", coord)
+    offset = check_offset(op, "offset", offset, "coord", coord)
+    _check_ints(op, "label", label, (coord.size(0),), "coord", coord)
     _check_radius(op, radius)
-    _check_integer(op, "min_points", min_points)
-    if not torch.compiler.is_compiling():
-        _check_ends(op, "offset", offset, coord.size(0))
+    check_int(op, "min_points", min_points)
     return torch.ops.pointcept3m.cluster_points(
-        coord, offset.contiguous(), label.long().contiguous(), float(radius), int(min_points)
+        coord, offset, label.long().contiguous(), float(radius), int(min_points)
     )
-
-
-def _check_tensor(op: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-
-
-def _check_coord(op: str, name: str, coord: Tensor) -> Tensor:
-    """`coord` as the kernels take it."""
-    _check_tensor(op, name, coord)
-    if not coord.is_floating_point():
-        raise TypeError(f"{op}: {name} must be of a floating-point dtype, got {coord.dtype}")
-    if coord.dim() != 2 or coord.size(1) != 3:
-        raise ValueError(f"{op}: {name} must have shape [N, 3], got {tuple(coord.shape)}")
-    wide = coord if coord.dtype == torch.float64 else coord.float()
-    return wide.detach().contiguous()
 
 
 def _check_ints(
     op: str,
     name: str,
     value: Tensor,
+    shape: tuple[int | str, ...],
+    like_name: str,
     like: Tensor,
-    shape: tuple[int, ...] | None,
-    dtypes: tuple[torch.dtype, ...] = (torch.int32, torch.int64),
+    dtypes: tuple[torch.dtype, ...] = INTS,
 ) -> None:
-    _check_tensor(op, name, value)
-    if value.dtype not in dtypes:
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{op}: {name} must be {wanted}, got {value.dtype}")
-    if value.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device} as the first argument is, got {value.device}")
-    if shape is not None and tuple(value.shape) != shape:
-        raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {list(value.shape)}")
-
-
-def _check_integer(op: str, name: str, value: object) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+    check_tensor(op, name, value, dtypes)
+    check_shape(op, name, value, shape)
+    check_device(op, name, value, like_name, like)
 
 
 def _check_radius(op: str, radius: object) -> None:
-    if not isinstance(radius, Real) or isinstance(radius, bool):
-        raise TypeError(f"{op}: radius must be a number, got {type(radius).__name__}")
+    check_number(op, "radius", radius)
     if not (math.isfinite(radius) and MIN_RADIUS <= radius <= MAX_RADIUS):
         raise ValueError(f"{op}: radius must lie from {MIN_RADIUS:g} to {MAX_RADIUS:g}, got {radius}")
 
 
-def _check_ends(op: str, name: str, ends: Tensor, num_points: int, first: int = 0) -> None:
-    found = [first, *ends.tolist()]
-    if first != 0 or found[-1] != num_points or any(b < a for a, b in zip(found, found[1:], strict=False)):
-        raise ValueError(f"{op}: {name} must ascend to the {num_points} points that there are, got {_shorten(found)}")
-
-
-def _shorten(values: list[int]) -> str:
-    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:3]))}, ..., {values[-1]}]"
+def _check_lists(label: Tensor, idx: Tensor, start_len: Tensor) -> None:
+    """Raises where a list of bfs_cluster reaches out of `idx`, or names a point that there is not."""
+    start, length = start_len.long().unbind(1)
+    bad = (start < 0) | (length < 0) | (start + length > idx.numel())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"bfs_cluster: start_len must name entries of ball_query_idxs, which has {idx.numel()}, got start and "
+            f"length {start_len[row].tolist()} in row {row}"
+        )
+    lists_here = start.new_zeros(idx.numel() + 1)  # how many lists begin at an entry, less those that end before it
+    lists_here.index_add_(0, start, torch.ones_like(start)).index_add_(0, start + length, -torch.ones_like(start))
+    check_range("bfs_cluster", "ball_query_idxs", idx[lists_here.cumsum(0)[:-1] > 0], label.numel())
 
 
 # The ops: coord float32 or float64 [N, 3], offset int64 [B], label int64 [N], all contiguous. Twins serve any device.
@@ -197,8 +192,8 @@ def _near_pairs(coord: Tensor, offset: Tensor, radius: float) -> Iterator[tuple[
             delta = item[start : start + rows, None] - item
             delta = delta * delta
             near = (delta[..., 0] + delta[..., 1]) + delta[..., 2] < square
-            point, neighbor = near.nonzero(as_tuple=True)
-            yield point + (begin + start), neighbor + begin
+            point, neighbour = near.nonzero(as_tuple=True)
+            yield point + (begin + start), neighbour + begin
         begin = end
 
 
@@ -218,10 +213,10 @@ def _ball_query_twin(coord: Tensor, offset: Tensor, radius: float) -> tuple[Tens
     count = torch.zeros(coord.size(0), dtype=torch.int64, device=coord.device)
     found = [torch.zeros(0, dtype=torch.int32, device=coord.device)]
     total = 0
-    for point, neighbor in _near_pairs(coord, offset, radius):
+    for point, neighbour in _near_pairs(coord, offset, radius):
         count += point.bincount(minlength=coord.size(0))
-        found.append(neighbor.int())
-        total += neighbor.numel()
+        found.append(neighbour.int())
+        total += neighbour.numel()
         if total > MAX_ENTRIES:
             raise RuntimeError(
                 f"ballquery_batch_p: more than {MAX_ENTRIES} neighbours do not fit the int32 indices of the result; "
@@ -230,10 +225,10 @@ def _ball_query_twin(coord: Tensor, offset: Tensor, radius: float) -> tuple[Tens
     return torch.cat(found), torch.stack([count.cumsum(0) - count, count], 1).int()
 
 
-def _first_of_component(point: Tensor, neighbor: Tensor, first: Tensor) -> Tensor:
-    """Continues `first`, the first point of each point's component, by the edges between `point` and `neighbor`."""
+def _first_of_component(point: Tensor, neighbour: Tensor, first: Tensor) -> Tensor:
+    """Continues `first`, the first point of each point's component, by the edges between `point` and `neighbour`."""
     while True:
-        a, b = first[point], first[neighbor]
+        a, b = first[point], first[neighbour]
         hooked = first.scatter_reduce(0, a, b, "amin").scatter_reduce(0, b, a, "amin")
         hooked = torch.minimum(hooked, hooked[hooked])
         if torch.equal(hooked, first):
@@ -258,14 +253,14 @@ def _bfs_twin(label: Tensor, idx: Tensor, start_len: Tensor, threshold: int) -> 
     if inside:
         point = everyone.repeat_interleave(length)
         place = torch.arange(point.numel(), device=label.device) + (start - (length.cumsum(0) - length))[point]
-        neighbor = idx[place].long()
-        inside = bool(((neighbor >= 0) & (neighbor < label.numel())).all())
+        neighbour = idx[place].long()
+        inside = bool(((neighbour >= 0) & (neighbour < label.numel())).all())
     if not inside:
         raise RuntimeError(
             "bfs_cluster: start_len names entries outside ball_query_idxs, or those name points outside [0, N)"
         )
-    same = label[point] == label[neighbor]
-    return _compact(_first_of_component(point[same], neighbor[same], everyone), threshold)
+    same = label[point] == label[neighbour]
+    return _compact(_first_of_component(point[same], neighbour[same], everyone), threshold)
 
 
 def _cluster_points_twin(
@@ -273,9 +268,9 @@ def _cluster_points_twin(
 ) -> tuple[Tensor, Tensor]:
     _check_offset_of_op(offset, coord.size(0))
     first = torch.arange(coord.size(0), device=coord.device)
-    for point, neighbor in _near_pairs(coord, offset, radius):
-        same = label[point] == label[neighbor]
-        first = _first_of_component(point[same], neighbor[same], first)
+    for point, neighbour in _near_pairs(coord, offset, radius):
+        same = label[point] == label[neighbour]
+        first = _first_of_component(point[same], neighbour[same], first)
     return _compact(first, min_points)
 
 

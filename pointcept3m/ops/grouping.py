@@ -1,27 +1,46 @@
-"""Features of neighbours: `grouping` lists them, `interpolation` averages them; with the API of Pointcept's `pointops`."""
+"""Features of neighbours: `grouping` lists them, `interpolation` averages them; with the API of Pointcept's `pointops`.
+
+As keywords, pointops' names `xyz`, `new_xyz` and `with_xyz` are taken for `coord`, `new_coord` and `with_coord` too.
+"""
 
 import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library, scatter  # noqa: F401  (scatter declares gather_rows)
-from pointcept3m.ops.neighbours import ball_query, knn_query, type_of
+from pointcept3m.ops._checks import (
+    INTS,
+    check_device,
+    check_int,
+    check_range,
+    check_shape,
+    check_tensor,
+    pointops_names,
+    type_of,
+)
+from pointcept3m.ops.neighbours import check_balls, check_clouds
 from pointcept3m.ops.offsets import offset_to_counts
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
 EPSILON = 1e-8  # in the unit of coord; keeps the weight of a point that coincides with the query finite
 
 
+@pointops_names
 def grouping(
-    idx: Tensor, feat: Tensor, coord: Tensor, new_coord: Tensor | None = None, with_coord: bool = False
+    idx: Tensor,
+    feat: Tensor,
+    coord: Tensor | None = None,
+    new_coord: Tensor | None = None,
+    with_coord: bool = False,
 ) -> Tensor:
     """Features of the neighbours of each query, `feat[idx]`; neighbours that are absent (-1) have features 0.
 
-    Differentiable in `feat`, `coord` and `new_coord`; gradients are summed in a fixed order.
+    Differentiable in `feat`, `coord` and `new_coord`; gradients are summed in a fixed order. O(M nsample C), and the
+    gradient O(M nsample C + N C).
 
     Args:
         idx: int32 or int64 [M, nsample], as the queries give it.
         feat: [N, C], any floating dtype.
-        coord: [N, 3]; read only `with_coord`.
+        coord: [N, 3], any floating dtype; needed and read only `with_coord`.
         new_coord: the queries [M, 3]; without them `coord`.
         with_coord: puts the position of the neighbour relative to the query in front, 0 where it is absent.
 
@@ -32,24 +51,39 @@ def grouping(
 
     Source: Pointcept's `pointops.grouping`.
     """
-    _check_rows("feat", feat)
-    flat, absent = _check_idx("grouping", idx, feat)
+    return _group("grouping", idx, feat, coord, new_coord, with_coord)
+
+
+def _group(
+    op: str, idx: Tensor, feat: Tensor, coord: Tensor | None, new_coord: Tensor | None, with_coord: bool
+) -> Tensor:
+    """`grouping`, for the function `op` that was called."""
+    _check_rows(op, "feat", feat)
+    flat, absent = _check_idx(op, idx, feat)
     grouped = _rows(feat, flat, absent).view(*idx.shape, feat.size(1))
     if not with_coord:
         return grouped
-    _check_rows("coord", coord)
+    if coord is None:
+        raise ValueError(f"{op}: with_coord needs coord, got None")
+    for name, value in (("coord", coord), ("new_coord", new_coord)):
+        if value is not None:
+            _check_rows(op, name, value)
+            check_device(op, name, value, "feat", feat)
     centre = coord if new_coord is None else new_coord
     if coord.shape != (len(feat), 3):
-        raise ValueError(f"grouping: coord must have shape [{len(feat)}, 3], one row for each of feat, got {tuple(coord.shape)}")
+        wanted = f"[{len(feat)}, 3], one row for each of feat"
+        raise ValueError(f"{op}: coord must have shape {wanted}, got {tuple(coord.shape)}")
     if centre.shape != (len(idx), 3):
         name = "coord, as new_coord is absent," if new_coord is None else "new_coord"
-        raise ValueError(f"grouping: {name} must have shape [{len(idx)}, 3], one row for each of idx, got {tuple(centre.shape)}")
+        wanted = f"[{len(idx)}, 3], one row for each of idx"
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(centre.shape)}")
     relative = _rows(coord, flat, absent).view(*idx.shape, 3) - centre[:, None]
     if absent:
         relative = torch.where((idx >= 0)[..., None], relative, 0)
     return torch.cat([relative, grouped], dim=-1)
 
 
+@pointops_names
 def knn_query_and_group(
     feat: Tensor,
     coord: Tensor,
@@ -60,14 +94,18 @@ def knn_query_and_group(
     nsample: int | None = None,
     with_coord: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`grouping` of the nearest neighbours, and their idx; they are looked for with `knn_query` unless `idx` is given."""
+    """`grouping` of the nearest neighbours, and their idx, which is looked for with `knn_query` unless it is given."""
+    op = "knn_query_and_group"
     if idx is None:
         if nsample is None or offset is None:
-            raise ValueError("knn_query_and_group: give idx, or nsample and offset")
-        idx, _ = knn_query(nsample, coord, offset, new_coord, new_offset)
-    return grouping(idx, feat, coord, new_coord, with_coord), idx
+            raise ValueError(f"{op}: give idx, or nsample and offset")
+        check_int(op, "nsample", nsample, least=1)
+        clouds = check_clouds(op, coord, offset, new_coord, new_offset)
+        idx, _ = torch.ops.pointcept3m.knn_query(nsample, *clouds)
+    return _group(op, idx, feat, coord, new_coord, with_coord), idx
 
 
+@pointops_names
 def ball_query_and_group(
     feat: Tensor,
     coord: Tensor,
@@ -80,14 +118,17 @@ def ball_query_and_group(
     nsample: int | None = None,
     with_coord: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`grouping` of the points in a ball, and their idx; they are looked for with `ball_query` unless `idx` is given."""
+    """`grouping` of the points in a ball, and their idx, which is looked for with `ball_query` unless it is given."""
+    op = "ball_query_and_group"
     if idx is None:
         if nsample is None or offset is None or max_radius is None:
-            raise ValueError("ball_query_and_group: give idx, or nsample, max_radius and offset")
-        idx, _ = ball_query(nsample, max_radius, min_radius, coord, offset, new_coord, new_offset)
-    return grouping(idx, feat, coord, new_coord, with_coord), idx
+            raise ValueError(f"{op}: give idx, or nsample, max_radius and offset")
+        clouds = check_balls(op, nsample, max_radius, min_radius, coord, offset, new_coord, new_offset)
+        idx, _ = torch.ops.pointcept3m.ball_query(nsample, float(max_radius), float(min_radius), *clouds, None)
+    return _group(op, idx, feat, coord, new_coord, with_coord), idx
 
 
+@pointops_names
 def interpolation(
     coord: Tensor, new_coord: Tensor, feat: Tensor, offset: Tensor, new_offset: Tensor, k: int = 3
 ) -> Tensor:
@@ -110,13 +151,16 @@ def interpolation(
 
     Source: Pointcept's `pointops.interpolation`.
     """
-    _check_rows("feat", feat, "interpolation")
+    op = "interpolation"
+    _check_rows(op, "feat", feat)
+    check_int(op, "k", k, least=1)
     if new_coord is None or new_offset is None:
         raise ValueError("interpolation: new_coord and new_offset must be given")
-    idx, dist = knn_query(k, coord, offset, new_coord, new_offset)
+    coord, offset, new_coord, new_offset = check_clouds(op, coord, offset, new_coord, new_offset)
+    idx, dist = torch.ops.pointcept3m.knn_query(k, coord, offset, new_coord, new_offset)
     if len(feat) != len(coord) or feat.device != coord.device:
         raise ValueError(
-            f"interpolation: feat must have {len(coord)} rows on {coord.device} as coord has, got {len(feat)} on {feat.device}"
+            f"{op}: feat must have {len(coord)} rows on {coord.device} as coord has, got {len(feat)} on {feat.device}"
         )
     if not torch.compiler.is_compiling():
         lost = (offset_to_counts(offset) == 0) & (offset_to_counts(new_offset) > 0)
@@ -125,14 +169,14 @@ def interpolation(
     wide = feat.float() if feat.dtype in (torch.float16, torch.bfloat16) else feat
     near = 1 / (dist + EPSILON)
     weight = (near / near.sum(dim=1, keepdim=True)).to(wide.dtype)
-    op = torch.ops.pointcept3m.interpolate_rows if wide.dtype in NATIVE_DTYPES else _interpolate_twin
-    return op(wide.contiguous(), idx, weight).to(feat.dtype)
+    average = torch.ops.pointcept3m.interpolate_rows if wide.dtype in NATIVE_DTYPES else _interpolate_twin
+    return average(wide.contiguous(), idx, weight).to(feat.dtype)
 
 
 interpolation2 = interpolation  # pointops' version with a backward of its own; ours has one
 
 
-def _check_rows(name: str, value: Tensor, op: str = "grouping") -> None:
+def _check_rows(op: str, name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{op}: {name} must be a tensor of floats, got {type_of(value)}")
     if value.dim() != 2:
@@ -141,18 +185,11 @@ def _check_rows(name: str, value: Tensor, op: str = "grouping") -> None:
 
 def _check_idx(op: str, idx: Tensor, feat: Tensor) -> tuple[Tensor, bool]:
     """idx as int64 [M * nsample], with the number of rows in place of -1, and whether there may be one."""
-    if not isinstance(idx, Tensor) or idx.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{op}: idx must be an int32 or int64 tensor, got {type_of(idx)}")
-    if idx.dim() != 2:
-        raise ValueError(f"{op}: idx must have shape [M, nsample], got {tuple(idx.shape)}")
-    if idx.device != feat.device:
-        raise ValueError(f"{op}: feat is on {feat.device}, idx on {idx.device}")
-    absent = True
-    if not torch.compiler.is_compiling():  # there no value can be looked at; gather_rows refuses one out of range
-        low, high = (0, -1) if idx.numel() == 0 else (int(value) for value in torch.aminmax(idx))
-        if low < -1 or high >= len(feat):
-            raise IndexError(f"{op}: idx must lie in [-1, {len(feat)}), found {low if low < -1 else high}")
-        absent = low < 0
+    check_tensor(op, "idx", idx, INTS)
+    check_shape(op, "idx", idx, ("M", "nsample"))
+    check_device(op, "idx", idx, "feat", feat)
+    low = check_range(op, "idx", idx, len(feat), least=-1)
+    absent = low is None or low < 0
     flat = idx.reshape(-1).long()
     return (torch.where(flat == -1, len(feat), flat) if absent else flat), absent
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pointcept3m.ops._checks import check_device, check_int, check_tensor
 from pointcept3m.ops.scatter_rows import NATIVE_DTYPES, extreme_twin, mean_twin, sum_twin, wide
 from pointcept3m.utils.registry import near_names
 
@@ -26,15 +27,18 @@ def scatter(
     """Reduces the entries of `src` that share an `index` along `dim`; bins that none reaches hold 0 (1 for "mul").
 
     Deterministic: entries are taken in their order, whatever the number of threads. Differentiable in `src`.
+    O(N C + bins C) for N rows of C values: the index is sorted by counting, and each row is read once.
 
     Args:
         src: values of any shape. float16 and bfloat16 are accumulated in float32.
         index: int64 bin of each entry: `src`'s shape, or a shape that broadcasts to it, or one entry per
-            position along `dim`.
+            position along `dim`. Dimensions that `index` lacks are added at its end: for `src` [4, 9, 5] and dim=1,
+            [9] serves every row and column alike, [4, 9] and [4, 9, 1] have bins for each row, [4, 1, 5] puts all 9
+            entries of a row and column into one bin, and [4, 9, 5] says each entry's bin.
         dim: the dimension that is reduced.
         out: a tensor that is reduced into, in place, and returned; its old values take part (for "mean" they
             are added before the division by the count, as in torch_scatter).
-        dim_size: number of bins; without it (and without `out`) the largest index plus one.
+        dim_size: number of bins, an int; without it (and without `out`) the largest index plus one.
         reduce: "sum" or "add", "mean", "max", "min", "mul".
         backend: "native" (ours, the default) or "torch_scatter", which must then be installed.
 
@@ -42,19 +46,22 @@ def scatter(
         `src`'s shape with `dim_size` along `dim`. (`scatter_max` and `scatter_min` also give the winners.)
 
     Raises: TypeError, ValueError or IndexError where an argument does not fit.
+
+    Source: `scatter` of torch_scatter (Fey, pytorch_scatter), its arguments and their meaning.
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"scatter: no reduction {reduce!r}; {near_names(reduce, REDUCTIONS)}")
     if backend == "torch_scatter":
         result = _by_torch_scatter(src, index, dim, out, dim_size, reduce)
     elif backend in (None, "native"):
-        result = reduce_by_index(src, index, dim, out, dim_size, reduce)[0]
+        result = reduce_by_index("scatter", src, index, dim, out, dim_size, reduce)[0]
     else:
         raise ValueError(f"scatter: backend must be 'native' or 'torch_scatter', got {backend!r}")
     return result
 
 
 def reduce_by_index(
+    op: str,
     src: Tensor,
     index: Tensor,
     dim: int,
@@ -63,8 +70,11 @@ def reduce_by_index(
     reduce: str,
     winners: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `scatter` computes; and, if `winners` are asked for, where along `dim` the extremes stand, int64."""
-    lines = lay_out(src, index, dim, out, dim_size)
+    """What `scatter` computes; and, if `winners` are asked for, where along `dim` the extremes stand, int64.
+
+    `op` is the function that errors name.
+    """
+    lines = lay_out(op, src, index, dim, out, dim_size)
     value, extra = _reduce_rows(lines.rows, lines.bins, lines.num_bins, reduce)
     value = lines.restore_bins(value)
     if reduce in ("max", "min"):
@@ -87,7 +97,7 @@ def scatter_sum(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
     """`scatter` with reduce="sum"."""
-    return scatter(src, index, dim, out, dim_size, "sum")
+    return reduce_by_index("scatter_sum", src, index, dim, out, dim_size, "sum")[0]
 
 
 scatter_add = scatter_sum
@@ -97,14 +107,14 @@ def scatter_mean(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
     """`scatter` with reduce="mean"."""
-    return scatter(src, index, dim, out, dim_size, "mean")
+    return reduce_by_index("scatter_mean", src, index, dim, out, dim_size, "mean")[0]
 
 
 def scatter_mul(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
     """`scatter` with reduce="mul"."""
-    return scatter(src, index, dim, out, dim_size, "mul")
+    return reduce_by_index("scatter_mul", src, index, dim, out, dim_size, "mul")[0]
 
 
 def scatter_max(
@@ -114,7 +124,7 @@ def scatter_max(
 
     `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
     """
-    return reduce_by_index(src, index, dim, out, dim_size, "max", winners=True)
+    return reduce_by_index("scatter_max", src, index, dim, out, dim_size, "max", winners=True)
 
 
 def scatter_min(
@@ -124,55 +134,64 @@ def scatter_min(
 
     `arg` has the result's shape, and is `src.size(dim)` where a bin is empty.
     """
-    return reduce_by_index(src, index, dim, out, dim_size, "min", winners=True)
+    return reduce_by_index("scatter_min", src, index, dim, out, dim_size, "min", winners=True)
 
 
-def _check_dim(src: Tensor, dim: int) -> int:
-    if not isinstance(src, Tensor):
-        raise TypeError(f"scatter: src must be a tensor, got {type(src).__name__}")
+def _check_dim(op: str, src: Tensor, dim: int) -> int:
+    check_tensor(op, "src", src)
+    check_int(op, "dim", dim)
     if src.dim() == 0 or not -src.dim() <= dim < src.dim():
-        raise IndexError(f"scatter: dim {dim} does not exist in src of shape {tuple(src.shape)}")
+        raise IndexError(f"{op}: dim {dim} does not exist in src of shape {tuple(src.shape)}")
     return dim % src.dim()
 
 
-def _align_index(src: Tensor, index: Tensor, dim: int) -> Tensor:
+def _align_index(op: str, src: Tensor, index: Tensor, dim: int) -> Tensor:
     """The index with a size of 1 wherever it does not vary, but for `dim` and, unless all are 1, those before it."""
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"scatter: index must be an int64 tensor, got {got}")
-    if index.device != src.device:
-        raise ValueError(f"scatter: src is on {src.device}, index on {index.device}")
+    check_tensor(op, "index", index, (torch.int64,))
+    check_device(op, "index", index, "src", src)
     before, after = src.shape[:dim], (1,) * (src.dim() - dim - 1)
     if index.dim() == 1 and index.size(0) == src.size(dim):
         return index.reshape((1,) * dim + (-1,) + after)
-    shape = f"scatter: index of shape {tuple(index.shape)} does not fit src of shape {tuple(src.shape)} along dim {dim}"
     if index.dim() == 1 or index.dim() > src.dim():
-        raise ValueError(shape)
+        raise _misfit(op, src, index, dim)
     wide = index.reshape(index.shape + (1,) * (src.dim() - index.dim()))
     try:
         spread = wide.expand_as(src)
     except RuntimeError:
-        raise ValueError(shape) from None
+        raise _misfit(op, src, index, dim) from None
     if wide.size(dim) == src.size(dim) == wide.numel():
         return wide
     return wide.expand(before + (src.size(dim),) + after) if wide.shape[dim + 1 :].numel() == 1 else spread
 
 
-def _check_size(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
+def _misfit(op: str, src: Tensor, index: Tensor, dim: int) -> ValueError:
+    """What is wrong, and which other dim an index of one dimension would fit: dim is -1 unless it is given."""
+    text = f"{op}: index of shape {tuple(index.shape)} does not fit src of shape {tuple(src.shape)} along dim {dim}"
+    if index.dim() == 1 and index.size(0) in src.shape:
+        other = src.shape.index(index.size(0))
+        text += f" (index has {index.size(0)} entries, as dim {other} has; pass dim={other}?)"
+    return ValueError(text)
+
+
+def _check_size(op: str, src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
+    if dim_size is not None:
+        check_int(op, "dim_size", dim_size, least=0)
     if out is not None:
+        check_tensor(op, "out", out)
         wanted = src.shape[:dim] + src.shape[dim + 1 :]
-        if out.shape[:dim] + out.shape[dim + 1 :] != wanted or out.dtype != src.dtype:
+        if out.dim() != src.dim() or out.shape[:dim] + out.shape[dim + 1 :] != wanted or out.dtype != src.dtype:
             raise ValueError(
-                f"scatter: out must be {src.dtype} of src's shape {tuple(src.shape)} but for dim {dim}, got "
+                f"{op}: out must be {src.dtype} of src's shape {tuple(src.shape)} but for dim {dim}, got "
                 f"{out.dtype} {tuple(out.shape)}"
             )
+        check_device(op, "out", out, "src", src)
         dim_size = out.size(dim)
     if torch.compiler.is_compiling() and dim_size is not None:
         return dim_size  # no value can be looked at here; the kernels refuse an index out of range
     low, high = (0, -1) if index.numel() == 0 else (int(x) for x in torch.aminmax(index))
     size = high + 1 if dim_size is None else int(dim_size)
     if low < 0 or high >= size:
-        raise IndexError(f"scatter: index must lie in [0, {size}), found {low if low < 0 else high}")
+        raise IndexError(f"{op}: index must lie in [0, {size}), found {low if low < 0 else high}")
     return size
 
 
@@ -205,15 +224,15 @@ class Lines(NamedTuple):
         return torch.where(row == self.rows.size(0), self.length, position)
 
 
-def lay_out(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> Lines:
-    """Checks the arguments of `scatter`, and brings any layout to rows and bins.
+def lay_out(op: str, src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> Lines:
+    """Checks the arguments of `scatter`, for the function `op` that was called, and brings any layout to rows and bins.
 
     One bin per position along `dim` makes rows of everything else. Where the index varies in the dimensions before
     `dim`, each of their entries gets bins of its own; where it varies in those after, every value is a row.
     """
-    dim = _check_dim(src, dim)
-    index = _align_index(src, index, dim)
-    size = _check_size(src, index, dim, out, dim_size)
+    dim = _check_dim(op, src, dim)
+    index = _align_index(op, src, index, dim)
+    size = _check_size(op, src, index, dim, out, dim_size)
     before, length, after = src.shape[:dim], src.size(dim), src.shape[dim + 1 :]
     batches, channels = before.numel(), after.numel()
     if index.numel() == length and (batches == 1 or channels < 8):

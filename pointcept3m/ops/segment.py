@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import check_device, check_range, check_tensor
 from pointcept3m.ops.scatter import reduce_by_index
 from pointcept3m.ops.scatter_rows import NATIVE_DTYPES, extreme_twin, share, sum_twin
 from pointcept3m.utils.registry import near_names
@@ -37,12 +38,12 @@ def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: 
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"segment_csr: no reduction {reduce!r}; {near_names(reduce, REDUCTIONS)}")
-    return _segment(src, indptr, out, reduce, winners=False)[0]
+    return _segment("segment_csr", src, indptr, out, reduce, winners=False)[0]
 
 
 def segment_sum_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """`segment_csr` with reduce="sum"."""
-    return segment_csr(src, indptr, out, "sum")
+    return _segment("segment_sum_csr", src, indptr, out, "sum", winners=False)[0]
 
 
 segment_add_csr = segment_sum_csr
@@ -50,17 +51,17 @@ segment_add_csr = segment_sum_csr
 
 def segment_mean_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """`segment_csr` with reduce="mean"."""
-    return segment_csr(src, indptr, out, "mean")
+    return _segment("segment_mean_csr", src, indptr, out, "mean", winners=False)[0]
 
 
 def segment_max_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`segment_csr` with reduce="max", and int64 `arg`: the row of the winner, the first among equals, N if none."""
-    return _segment(src, indptr, out, "max", winners=True)
+    return _segment("segment_max_csr", src, indptr, out, "max", winners=True)
 
 
 def segment_min_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`segment_csr` with reduce="min", and int64 `arg`: the row of the winner, the first among equals, N if none."""
-    return _segment(src, indptr, out, "min", winners=True)
+    return _segment("segment_min_csr", src, indptr, out, "min", winners=True)
 
 
 def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
@@ -100,6 +101,8 @@ def segment_coo(
 ) -> Tensor:
     """`scatter` along the last dimension of `index`, which does not descend: then nothing has to be sorted.
 
+    O(rows x channels + bins x channels). The API is torch_scatter's.
+
     Args:
         src: values [*batch, N, *channels].
         index: int64 bins [*batch, N]; a batch dimension of 1 is broadcast. One that descends is an error of the caller
@@ -115,11 +118,13 @@ def segment_coo(
     if reduce not in REDUCTIONS:
         raise ValueError(f"segment_coo: no reduction {reduce!r}; {near_names(reduce, REDUCTIONS)}")
     dim = _check_index("segment_coo", src, index)
-    return reduce_by_index(src, index, dim, out, dim_size, reduce)[0]
+    return reduce_by_index("segment_coo", src, index, dim, out, dim_size, reduce)[0]
 
 
 def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     """Copies src[..., index[n], ...] to row n, along the last dimension of `index`: the inverse of `segment_coo`.
+
+    O(rows x channels). The API is torch_scatter's.
 
     Args:
         src: values [*batch, V, *channels], of any dtype.
@@ -134,10 +139,7 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     wanted = (*src.shape[:dim], index.size(-1))
     index = _expand("gather_coo", "index", index, wanted)
     size, batches = src.size(dim), src.shape[:dim].numel()
-    if not torch.compiler.is_compiling() and index.numel():
-        low, high = (int(x) for x in torch.aminmax(index))
-        if low < 0 or high >= size:
-            raise IndexError(f"gather_coo: index must lie in [0, {size}), found {low if low < 0 else high}")
+    check_range("gather_coo", "index", index, size)
     shift = torch.arange(batches, device=index.device)[:, None] * size
     rows = (index.reshape(batches, -1) + shift).reshape(-1)
     lines = src.reshape(batches * size, src.shape[dim + 1 :].numel()).contiguous()
@@ -149,10 +151,10 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _segment(
-    src: Tensor, indptr: Tensor, out: Tensor | None, reduce: str, winners: bool
+    op: str, src: Tensor, indptr: Tensor, out: Tensor | None, reduce: str, winners: bool
 ) -> tuple[Tensor, Tensor | None]:
-    dim = _check_pointers("segment_csr", src, indptr)
-    pointers = _pointer_rows("segment_csr", src, indptr, dim, src.size(dim))
+    dim = _check_pointers(op, src, indptr)
+    pointers = _pointer_rows(op, src, indptr, dim, src.size(dim))
     lines = src.reshape(pointers.size(0), src.size(dim), src.shape[dim + 1 :].numel()).contiguous()
     native = src.dtype in NATIVE_DTYPES
     ops, arg = torch.ops.pointcept3m, None
@@ -164,7 +166,7 @@ def _segment(
     value, arg = value.reshape(shape), arg.long().reshape(shape) if winners else None
     if out is None:
         return value, arg
-    _check_out("segment_csr", out, src, dim, indptr.size(-1) - 1)
+    _check_out(op, out, src, dim, indptr.size(-1) - 1)
     return out.copy_(value), arg
 
 
@@ -186,13 +188,9 @@ def _check_index(name: str, src: Tensor, index: Tensor) -> int:
 
 
 def _check_kinds(name: str, src: Tensor, index: Tensor, argument: str) -> int:
-    if not isinstance(src, Tensor):
-        raise TypeError(f"{name}: src must be a tensor, got {type(src).__name__}")
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{name}: {argument} must be an int64 tensor, got {got}")
-    if index.device != src.device:
-        raise ValueError(f"{name}: src is on {src.device}, {argument} on {index.device}")
+    check_tensor(name, "src", src)
+    check_tensor(name, argument, index, (torch.int64,))
+    check_device(name, argument, index, "src", src)
     if not 1 <= index.dim() <= src.dim():
         raise ValueError(
             f"{name}: {argument} must have between 1 and src's {src.dim()} dimensions, got {index.dim()}"
@@ -224,6 +222,7 @@ def _pointer_rows(name: str, src: Tensor, indptr: Tensor, dim: int, num_rows: in
 
 def _check_out(name: str, out: Tensor, src: Tensor, dim: int, size: int | None) -> int:
     """The length of `out` along `dim`, which must be `size` where that is given."""
+    check_tensor(name, "out", out)
     wanted = list(src.shape)
     wanted[dim] = out.size(dim) if size is None and out.dim() == src.dim() else size
     if list(out.shape) != wanted or out.dtype != src.dtype or out.device != src.device:

@@ -6,12 +6,12 @@ not say in which order edges of equal weight are taken; here it is the order in 
 """
 
 import math
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import INTS, check_int, check_number, check_points, check_range, check_shape, check_tensor
 
 
 def segment_mesh(vertices: Tensor, faces: Tensor, kThresh: float = 0.01, segMinVerts: int = 20) -> Tensor:
@@ -23,7 +23,7 @@ def segment_mesh(vertices: Tensor, faces: Tensor, kThresh: float = 0.01, segMinV
     either; at last segments of fewer than `segMinVerts` vertices are joined to a neighbour. O(F log F).
 
     Args:
-        vertices: float [V, 3], finite, in any unit; float16 and bfloat16 are computed in float32.
+        vertices: float32 or float64 [V, 3], finite, in any unit; half precision is refused.
         faces: int32 or int64 [F, 3], vertices of the triangles.
         kThresh: larger values give larger segments.
         segMinVerts: the fewest vertices of a segment, but for parts of the mesh that are smaller.
@@ -46,8 +46,8 @@ def segment_point(
     """`segment_mesh` of points with known normals and neighbours, as of a k-nearest-neighbour graph. CPU only.
 
     Args:
-        vertices: float [V, 3], finite, in any unit.
-        normals: float [V, 3], finite, of unit length, of the dtype of `vertices`.
+        vertices: float32 or float64 [V, 3], finite, in any unit; half precision is refused.
+        normals: [V, 3], finite, of unit length, of the dtype of `vertices`.
         edges: int32 or int64 [E, 2], pairs of neighbours. The weight is squared where the second's normal leans away
             from the first, so that an edge and its reverse may weigh differently.
         kThresh: larger values give larger segments.
@@ -72,45 +72,33 @@ def segment_point(
 
 
 def _check_on_cpu(op: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    check_tensor(op, name, value)
     if value.device.type != "cpu":
         raise ValueError(f"{op}: runs on the CPU only, and {name} is on {value.device}; hand over {name}.cpu()")
 
 
 def _check_vectors(op: str, name: str, value: Tensor) -> Tensor:
     _check_on_cpu(op, name, value)
-    if not value.is_floating_point():
-        raise TypeError(f"{op}: {name} must be of a floating-point dtype, got {value.dtype}")
-    if value.dim() != 2 or value.size(1) != 3:
-        raise ValueError(f"{op}: {name} must have shape [V, 3], got {tuple(value.shape)}")
+    value = check_points(op, name, value, "V")
     if not torch.compiler.is_compiling() and not bool(value.isfinite().all()):
         row = int((~value.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"{op}: {name} must be finite, got {value[row].tolist()} in row {row}")
-    wide = value if value.dtype == torch.float64 else value.float()
-    return wide.detach().contiguous()
+    return value
 
 
 def _check_indices(op: str, name: str, value: Tensor, columns: int, vertices: Tensor) -> Tensor:
     _check_on_cpu(op, name, value)
-    if value.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{op}: {name} must be int32 or int64, got {value.dtype}")
-    if value.dim() != 2 or value.size(1) != columns:
-        raise ValueError(f"{op}: {name} must have shape [rows, {columns}], got {tuple(value.shape)}")
-    if not torch.compiler.is_compiling() and value.numel():
-        low, high = (int(x) for x in torch.aminmax(value))
-        if low < 0 or high >= vertices.size(0):
-            raise IndexError(f"{op}: {name} must lie in [0, {vertices.size(0)}), found {low if low < 0 else high}")
+    check_tensor(op, name, value, INTS)
+    check_shape(op, name, value, ("rows", columns))
+    check_range(op, name, value, vertices.size(0))
     return value.long().contiguous()
 
 
 def _check_parameters(op: str, threshold: object, min_vertices: object) -> None:
-    if not isinstance(threshold, Real) or isinstance(threshold, bool):
-        raise TypeError(f"{op}: kThresh must be a number, got {type(threshold).__name__}")
+    check_number(op, "kThresh", threshold)
     if not (math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"{op}: kThresh must be finite and not negative, got {threshold}")
-    if not isinstance(min_vertices, Integral) or isinstance(min_vertices, bool):
-        raise TypeError(f"{op}: segMinVerts must be an integer, got {type(min_vertices).__name__}")
+    check_int(op, "segMinVerts", min_vertices)
 
 
 # The ops: float32 or float64 [V, 3] and int64 indices, contiguous. The twins round as the kernels do.

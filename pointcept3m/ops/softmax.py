@@ -1,4 +1,4 @@
-"""Softmax and its relatives over the entries that share an index, named as torch_scatter's composite functions are.
+"""Softmax and its relatives over the entries that share an index: torch_scatter's composite functions and arguments.
 
 One op each for the softmax, its gradient and logsumexp: the index is sorted once, and the rows of a bin are read again
 while they are still in the caches. Deterministic. The largest entry of a bin is taken off before the exponential, so
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import type_of
 from pointcept3m.ops.scatter import lay_out, scatter_mean, scatter_sum
 from pointcept3m.ops.scatter_rows import count_rows, extreme_twin, sum_twin, wide
 
@@ -24,32 +25,51 @@ def scatter_softmax(src: Tensor, index: Tensor, dim: int = -1, dim_size: int | N
 
     Returns: `src`'s shape and dtype. Scores of -inf give 0; a bin of nothing else gives NaN, as torch.softmax does.
 
+    O(N C) for N rows of C scores, and so is the gradient.
+
     Raises: TypeError, ValueError or IndexError where an argument does not fit.
     """
     return _normalize("scatter_softmax", src, index, dim, dim_size, log=False)
 
 
-def scatter_log_softmax(src: Tensor, index: Tensor, dim: int = -1, dim_size: int | None = None) -> Tensor:
-    """The logarithm of `scatter_softmax`, computed without going through it: exact where a softmax would be 0."""
+def scatter_log_softmax(
+    src: Tensor, index: Tensor, dim: int = -1, eps: float = 1e-12, dim_size: int | None = None
+) -> Tensor:
+    """The logarithm of `scatter_softmax`, computed without going through it: exact where a softmax would be 0.
+
+    Args, Returns, complexity and Raises are those of `scatter_softmax`, and:
+        eps: not used. torch_scatter, whose argument it is, adds it to the sum so that no logarithm of 0 is taken; a
+            bin's sum is at least 1 here, as its largest entry counts 1.
+    """
     return _normalize("scatter_log_softmax", src, index, dim, dim_size, log=True)
 
 
 def scatter_logsumexp(
-    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+    eps: float = 1e-12,
 ) -> Tensor:
     """The logarithm of the sum of exp(src) over the entries that share an `index` along `dim`.
 
+    O(N C + bins C) for N rows of C scores.
+
     Args: as for `scatter_softmax`, and
         out: a tensor of the result's shape and dtype that is overwritten and returned, but for bins without entries.
+        eps: not used, as in `scatter_log_softmax`.
 
     Returns: `src`'s shape with `dim_size` along `dim`; 0 in a bin without entries.
 
     Raises: TypeError, ValueError or IndexError where an argument does not fit.
     """
-    _check_floating("scatter_logsumexp", src)
-    lines = lay_out(src, index, dim, out, dim_size)
-    bins = lines.bins.contiguous()
-    value = torch.ops.pointcept3m.scatter_logsumexp(lines.rows.contiguous(), bins, lines.num_bins)
+    op = "scatter_logsumexp"
+    _check_floating(op, src)
+    lines = lay_out(op, src, index, dim, out, dim_size)
+    rows, bins = wide(lines.rows).contiguous(), lines.bins.contiguous()
+    # The gradient is exp(src - result): of sixteen bits, a result near 200 would put it off by a tenth.
+    value = torch.ops.pointcept3m.scatter_logsumexp(rows, bins, lines.num_bins).to(src.dtype)
     if out is None:
         return lines.restore_bins(value)
     empty = (count_rows(bins, lines.num_bins) == 0)[:, None].expand_as(value)
@@ -66,6 +86,8 @@ def scatter_std(
 ) -> Tensor:
     """The standard deviation of the entries that share an `index` along `dim`: of their differences from the mean.
 
+    O(N C + bins C) for N rows of C values: the mean first, then the squares.
+
     Args: as for `scatter_softmax`, and
         out: a tensor of the result's shape and dtype that is overwritten and returned.
         unbiased: divide by the count less one rather than by the count. One entry alone gives 0 either way.
@@ -75,7 +97,7 @@ def scatter_std(
     Raises: TypeError, ValueError or IndexError where an argument does not fit.
     """
     _check_floating("scatter_std", src)
-    lines = lay_out(src, index, dim, out, dim_size)
+    lines = lay_out("scatter_std", src, index, dim, out, dim_size)
     rows, bins = wide(lines.rows), lines.bins
     mean = scatter_mean(rows, bins, 0, dim_size=lines.num_bins)
     from_mean = rows - torch.ops.pointcept3m.gather_rows(mean, bins.contiguous())
@@ -90,15 +112,16 @@ def scatter_std(
 
 def _normalize(name: str, src: Tensor, index: Tensor, dim: int, dim_size: int | None, log: bool) -> Tensor:
     _check_floating(name, src)
-    lines = lay_out(src, index, dim, None, dim_size)
-    rows, bins = lines.rows.contiguous(), lines.bins.contiguous()
-    return lines.restore_rows(torch.ops.pointcept3m.scatter_softmax(rows, bins, lines.num_bins, log))
+    lines = lay_out(name, src, index, dim, None, dim_size)
+    # The gradient of the logarithm takes exp(result), which amplifies the rounding of sixteen bits; a softmax does not.
+    rows, bins = (wide(lines.rows) if log else lines.rows).contiguous(), lines.bins.contiguous()
+    result = torch.ops.pointcept3m.scatter_softmax(rows, bins, lines.num_bins, log)
+    return lines.restore_rows(result.to(src.dtype))
 
 
 def _check_floating(name: str, src: Tensor) -> None:
     if not isinstance(src, Tensor) or not src.is_floating_point():
-        got = src.dtype if isinstance(src, Tensor) else type(src).__name__
-        raise TypeError(f"{name}: src must be a floating-point tensor, got {got}")
+        raise TypeError(f"{name}: src must be a floating-point tensor, got {type_of(src)}")
 
 
 # The ops: rows [N, C] contiguous, index int64 [N] contiguous. Twins serve any device.

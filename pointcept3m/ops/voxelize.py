@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import FLOATS, check_device, check_offset, check_points, check_shape, check_tensor
+from pointcept3m.ops.offsets import offset_to_counts
 
-DTYPES = (torch.float32, torch.float64)
 MAX_CELLS = 2**62  # keys are 63-bit; half is left, so that no sum overflows
 MAX_CLOUDS = 2**24  # a larger number in `batch` is not the index of a cloud
 
@@ -50,8 +51,7 @@ class Voxels(NamedTuple):
 
         Raises: TypeError or ValueError where `random` does not fit.
         """
-        if not isinstance(random, Tensor) or random.dtype not in DTYPES:
-            raise TypeError(f"Voxels.sample: random must be a float32 or float64 tensor, got {_type_of(random)}")
+        check_tensor("Voxels.sample", "random", random, FLOATS)
         eager = not torch.compiler.is_compiling()  # a compiler cannot look at sizes and values that depend on data
         if eager and random.shape != self.counts.shape:
             wanted = f"one number for each of {len(self.counts)} voxels"
@@ -84,10 +84,10 @@ def voxelize(
     linearly with N (a radix sort of 64-bit keys). Integers come out, so there is nothing to differentiate.
 
     Args:
-        coord: float32 or float64 [N, 3] in metres, contiguous or not.
+        coord: float32 or float64 [N, 3] in metres, contiguous or not; half precision is refused.
         grid_size: edge of a cell in metres, one number or one for each axis.
         batch: int64 [N], the cloud of each point, in any order. Points of different clouds share no voxel.
-        offset: int64 [B], in place of `batch`: where each cloud ends. It may have empty clouds.
+        offset: int64 or int32 [B], in place of `batch`: where each cloud ends. It may have empty clouds.
         origin: a corner of the grid in metres, (x, y, z). Then `grid_coord` is counted from it and may be negative,
             and `lowest` is 0. Without it the grid has a corner at 0 and `grid_coord` is counted from the lowest cell
             of each cloud along each axis, as Pointcept does.
@@ -101,12 +101,12 @@ def voxelize(
 
     Source: Pointcept's GridSample (the grid and the meaning of inverse, counts and fragments).
     """
-    _check_coord(coord)
+    coord = check_points("voxelize", "coord", coord)
     size, corner = _triple(grid_size, "grid_size"), [] if origin is None else _triple(origin, "origin")
     if min(size) <= 0:
         raise ValueError(f"voxelize: grid_size must be positive, got {grid_size}")
     batch, num_clouds = _check_clouds(coord, batch, offset)
-    arguments = (coord.detach().contiguous(), size, batch, num_clouds, corner)
+    arguments = (coord, size, batch, num_clouds, corner)
     if torch.compiler.is_compiling():
         parts = torch.ops.pointcept3m.voxelize(*arguments)
     else:
@@ -140,23 +140,9 @@ def group_keys(keys: Tensor) -> Groups:
 
     Raises: TypeError or ValueError where `keys` does not fit.
     """
-    if not isinstance(keys, Tensor) or keys.dtype != torch.int64:
-        raise TypeError(f"group_keys: keys must be an int64 tensor, got {_type_of(keys)}")
-    if keys.dim() != 1:
-        raise ValueError(f"group_keys: keys must have shape [N], got {tuple(keys.shape)}")
+    check_tensor("group_keys", "keys", keys, (torch.int64,))
+    check_shape("group_keys", "keys", keys, ("N",))
     return Groups(*torch.ops.pointcept3m.group_keys(keys.contiguous()))
-
-
-def _type_of(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_coord(coord: Tensor) -> None:
-    if not isinstance(coord, Tensor) or coord.dtype not in DTYPES:
-        # half precision is refused, as it tells apart only some 2,000 cells
-        raise TypeError(f"voxelize: coord must be a float32 or float64 tensor, got {_type_of(coord)}")
-    if coord.dim() != 2 or coord.size(1) != 3:
-        raise ValueError(f"voxelize: coord must have shape [N, 3], got {tuple(coord.shape)}")
 
 
 def _triple(value: float | Sequence[float], name: str) -> list[float]:
@@ -178,24 +164,19 @@ def _check_clouds(coord: Tensor, batch: Tensor | None, offset: Tensor | None) ->
         return None, 1
     if batch is not None and offset is not None:
         raise ValueError("voxelize: give batch or offset, not both")
-    name, given = ("batch", batch) if offset is None else ("offset", offset)
-    if not isinstance(given, Tensor) or given.dtype != torch.int64:
-        raise TypeError(f"voxelize: {name} must be an int64 tensor, got {_type_of(given)}")
-    if given.device != coord.device:
-        raise ValueError(f"voxelize: coord is on {coord.device}, {name} on {given.device}")
-    count = coord.size(0)
-    if given.dim() != 1 or (offset is None and given.size(0) != count):
-        wanted = f"[{count}], one number for each point" if offset is None else "[B]"
-        raise ValueError(f"voxelize: {name} must have shape {wanted}, got {tuple(given.shape)}")
+    op, count = "voxelize", coord.size(0)
     if offset is None:
-        return given.contiguous(), -1
-    if len(offset) > MAX_CLOUDS:
-        raise ValueError(f"voxelize: at most {MAX_CLOUDS} clouds can be told apart, offset has {len(offset)}")
+        check_tensor(op, "batch", batch, (torch.int64,))
+        check_device(op, "batch", batch, "coord", coord)
+        if batch.shape != (count,):
+            wanted = f"[{count}], one number for each point"
+            raise ValueError(f"{op}: batch must have shape {wanted}, got {tuple(batch.shape)}")
+        return batch.contiguous(), -1
+    if isinstance(offset, Tensor) and offset.numel() > MAX_CLOUDS:
+        raise ValueError(f"{op}: at most {MAX_CLOUDS} clouds can be told apart, offset has {offset.numel()}")
+    offset = check_offset(op, "offset", offset, "coord", coord)
     clouds = torch.arange(len(offset), device=offset.device)
-    lengths = torch.diff(offset, prepend=offset.new_zeros(1))
-    if not torch.compiler.is_compiling() and ((lengths < 0).any() or (int(offset[-1]) if len(offset) else 0) != count):
-        raise ValueError(f"voxelize: offset must ascend from 0 to the number of points, {count}, got {offset.tolist()}")
-    return clouds.repeat_interleave(lengths, output_size=count), len(offset)
+    return clouds.repeat_interleave(offset_to_counts(offset), output_size=count), len(offset)
 
 
 # The ops and their twins.

@@ -231,14 +231,10 @@ def test_labels_of_any_value():
     assert cluster_points(coord, offset, each * 10_000_000, 1.0)[1].tolist() == list(range(401))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_is_computed_in_float32(dtype):
-    coord, offset, label = cloud(200, 2)
-    coord = coord.to(dtype)
-    for got, expected in zip(ball_query(coord, offset, 0.1), ball_query(coord.float(), offset, 0.1), strict=True):
-        assert torch.equal(got, expected)
+def test_offsets_of_32_bits():
+    coord, offset, label = cloud(200, 3)
     for got, expected in zip(
-        cluster_points(coord, offset, label, 0.1), cluster_points(coord.float(), offset, label, 0.1), strict=True
+        cluster_points(coord, offset.int(), label, 0.1), cluster_points(coord, offset, label, 0.1), strict=True
     ):
         assert torch.equal(got, expected)
 
@@ -327,23 +323,26 @@ def test_a_real_scan(real_data):
 
 def test_bad_arguments_are_named():
     coord, batch, ends = torch.rand(4, 3), torch.zeros(4, dtype=torch.int32), torch.tensor([0, 4], dtype=torch.int32)
-    with pytest.raises(TypeError, match="coords must be a tensor, got list"):
+    with pytest.raises(TypeError, match="coords must be a float32 or float64 tensor, got list"):
         ballquery_batch_p([[0.0, 0, 0]], batch, ends, 1.0)
-    with pytest.raises(TypeError, match="coords must be of a floating-point dtype, got torch.int64"):
-        ballquery_batch_p(coord.long(), batch, ends, 1.0)
+    for dtype in (torch.int64, torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"^ballquery_batch_p: coords must be a float32 or .*got {dtype}"):
+            ballquery_batch_p(coord.to(dtype), batch, ends, 1.0)
+        with pytest.raises(TypeError, match=f"cluster_points: coord must be a float32 or float64 tensor, got {dtype}"):
+            cluster_points(coord.to(dtype), ends[1:], batch, 1.0)
     with pytest.raises(ValueError, match=r"coords must have shape \[N, 3\], got \(4, 2\)"):
         ballquery_batch_p(coord[:, :2], batch, ends, 1.0)
-    with pytest.raises(TypeError, match="batch_idxs must be int32 or int64, got torch.float32"):
+    with pytest.raises(TypeError, match="batch_idxs must be an int64 or int32 tensor, got torch.float32"):
         ballquery_batch_p(coord, batch.float(), ends, 1.0)
-    with pytest.raises(ValueError, match=r"batch_idxs must have shape \[4\], got \[3\]"):
+    with pytest.raises(ValueError, match=r"batch_idxs must have shape \[4\], got \(3,\)"):
         ballquery_batch_p(coord, batch[:3], ends, 1.0)
     with pytest.raises(ValueError, match="batch_idxs must be on cpu"):
         ballquery_batch_p(coord, batch.to("meta"), ends, 1.0)
-    with pytest.raises(ValueError, match=r"batch_offsets must ascend to the 4 points that there are, got \[0, 3\]"):
+    with pytest.raises(ValueError, match=r"batch_offsets must ascend to the number of points, 4, got \[3\]"):
         ballquery_batch_p(coord, batch, ends.clamp(max=3), 1.0)
     with pytest.raises(ValueError, match="batch_offsets must ascend"):
         ballquery_batch_p(coord, batch, torch.tensor([0, 5, 4]), 1.0)
-    with pytest.raises(ValueError, match="batch_offsets must ascend"):
+    with pytest.raises(ValueError, match="batch_offsets must start with 0, got 1"):
         ballquery_batch_p(coord, batch, torch.tensor([1, 4]), 1.0)
     with pytest.raises(ValueError, match=r"batch_offsets must have shape \[B \+ 1\]"):
         ballquery_batch_p(coord, batch, ends[:0], 1.0)
@@ -357,22 +356,30 @@ def test_bad_arguments_are_named():
 
     idx, start_len = ballquery_batch_p(coord, batch, ends, 1.0)
     label = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(TypeError, match="semantic_label must be int32 or int64, got torch.float32"):
+    with pytest.raises(TypeError, match="semantic_label must be an int64 or int32 tensor, got torch.float32"):
         bfs_cluster(label.float(), idx, start_len, 1)
-    with pytest.raises(TypeError, match="ball_query_idxs must be int32, got torch.int64"):
+    with pytest.raises(TypeError, match="ball_query_idxs must be an int32 tensor, got torch.int64"):
         bfs_cluster(label, idx.long(), start_len, 1)
-    with pytest.raises(ValueError, match=r"start_len must have shape \[4, 2\], got \[4\]"):
+    with pytest.raises(ValueError, match=r"start_len must have shape \[4, 2\], got \(4,\)"):
         bfs_cluster(label, idx, start_len[:, 0], 1)
-    with pytest.raises(TypeError, match="threshold must be an integer, got float"):
+    with pytest.raises(TypeError, match="threshold must be an int, got float"):
         bfs_cluster(label, idx, start_len, 1.5)
 
-    with pytest.raises(TypeError, match="offset must be int64, got torch.int32"):
-        cluster_points(coord, ends[1:], label, 1.0)
-    with pytest.raises(ValueError, match=r"offset must ascend to the 4 points that there are, got \[0, 5\]"):
+    for wrong in (4, -1):
+        with pytest.raises(IndexError, match=rf"^bfs_cluster: ball_query_idxs must lie in \[0, 4\), found {wrong}"):
+            bfs_cluster(label, torch.where(torch.arange(16) == 6, wrong, idx).int(), start_len, 1)
+    for row in ([13, 4], [-1, 2], [2, -1]):
+        start_len[2] = torch.tensor(row)
+        with pytest.raises(ValueError, match=r"^bfs_cluster: start_len must name .* has 16, got .* in row 2") as caught:
+            bfs_cluster(label, idx, start_len, 1)
+        assert str(row) in str(caught.value) and caught.value.__context__ is None
+    with pytest.raises(TypeError, match="offset must be an int64 or int32 tensor, got torch.float32"):
+        cluster_points(coord, ends[1:].float(), label, 1.0)
+    with pytest.raises(ValueError, match=r"offset must ascend to the number of points, 4, got \[5\]"):
         cluster_points(coord, torch.tensor([5]), label, 1.0)
-    with pytest.raises(ValueError, match=r"label must have shape \[4\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"label must have shape \[4\], got \(5,\)"):
         cluster_points(coord, torch.tensor([4]), torch.zeros(5, dtype=torch.int64), 1.0)
-    with pytest.raises(TypeError, match="min_points must be an integer, got bool"):
+    with pytest.raises(TypeError, match="min_points must be an int, got bool"):
         cluster_points(coord, torch.tensor([4]), label, 1.0, True)
 
 

@@ -181,7 +181,7 @@ def test_bad_arguments_are_named():
         grouping(idx, feat.long(), coord)
     with pytest.raises(ValueError, match=r"feat must have two dimensions, got shape \(12,\)"):
         grouping(idx, feat[:, 0], coord)
-    with pytest.raises(TypeError, match="idx must be an int32 or int64 tensor, got torch.float32"):
+    with pytest.raises(TypeError, match="idx must be an int64 or int32 tensor, got torch.float32"):
         grouping(idx.float(), feat, coord)
     with pytest.raises(ValueError, match=r"idx must have shape \[M, nsample\], got \(28,\)"):
         grouping(idx.flatten(), feat, coord)
@@ -195,7 +195,25 @@ def test_bad_arguments_are_named():
         grouping(idx, feat, coord, query[1:], True)
     with pytest.raises(ValueError, match="coord, as new_coord is absent, must have"):
         grouping(idx, feat, coord, with_coord=True)
+    with pytest.raises(ValueError, match="grouping: with_coord needs coord, got None"):
+        grouping(idx, feat, with_coord=True)
+    for place, arguments in (("coord", (coord.to("meta"), query)), ("new_coord", (coord, query.to("meta")))):
+        with pytest.raises(ValueError, match=f"grouping: {place} must be on cpu as feat is, got meta"):
+            grouping(idx, feat, *arguments, with_coord=True)
+    with pytest.raises(TypeError, match="grouping: new_coord must be a tensor of floats, got list"):
+        grouping(idx, feat, coord, [0.0], with_coord=True)
     ends = (torch.tensor([12]), torch.tensor([7]))
+    for wrong, error, got in ((0, ValueError, "at least 1, got 0"), (2.0, TypeError, "an int, got float")):
+        with pytest.raises(error, match=f"^interpolation: k must be {got}"):
+            interpolation(coord, query, feat, *ends, k=wrong)
+    with pytest.raises(TypeError, match="^interpolation: coord must be a float32 or float64 tensor, got torch.float16"):
+        interpolation(coord.half(), query.half(), feat, *ends)
+    with pytest.raises(TypeError, match="^interpolation: offset must be an int64 or int32 tensor, got list"):
+        interpolation(coord, query, feat, [12], ends[1])
+    with pytest.raises(TypeError, match="^knn_query_and_group: coord must be"):
+        knn_query_and_group(feat, None, ends[0], nsample=3)
+    with pytest.raises(TypeError, match="^ball_query_and_group: max_radius must be a number, got str"):
+        ball_query_and_group(feat, coord, ends[0], max_radius="1", nsample=3)
     with pytest.raises(ValueError, match="feat must have 12 rows on cpu as coord has, got 11"):
         interpolation(coord, query, feat[1:], *ends)
     with pytest.raises(ValueError, match="item 1 has new points, but no points to average"):
@@ -236,3 +254,20 @@ def test_compiles_in_one_piece():
     got = torch.compile(run, fullgraph=True, backend="aot_eager")(feat)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), feat)[0] for y in (got, expected)))
+
+
+def test_names_of_pointops():
+    coord, feat, idx, query = example()
+    offset, ends = torch.tensor([12]), torch.tensor([7])
+    expected = grouping(idx, feat, coord, query, True)
+    assert torch.equal(grouping(idx, feat, xyz=coord, new_xyz=query, with_xyz=True), expected)
+    assert torch.equal(grouping(idx, feat), expected[..., 3:])
+    theirs = dict(xyz=coord, offset=offset, new_xyz=query, new_offset=ends)
+    assert torch.equal(interpolation(feat=feat, **theirs), interpolation(coord, query, feat, offset, ends))
+    ours = (feat, coord, offset, query, ends)
+    for function, more in ((knn_query_and_group, {}), (ball_query_and_group, dict(max_radius=2.0))):
+        got = function(feat, **theirs, nsample=4, with_xyz=True, **more)
+        for mine, other in zip(got, function(*ours, nsample=4, with_coord=True, **more), strict=True):
+            assert torch.equal(mine, other)
+    with pytest.raises(TypeError, match="^grouping: with_xyz is another name for with_coord; give one of them"):
+        grouping(idx, feat, coord, with_coord=True, with_xyz=True)

@@ -226,7 +226,7 @@ def test_bad_arguments_are_named():
         knn_query(2, coord, offset, coord)
     with pytest.raises(ValueError, match="new_offset was given without new_coord"):
         ball_query(2, 1, 0, coord, offset, None, offset)
-    with pytest.raises(ValueError, match="new_coord must be torch.float32 on cpu as coord is, got torch.float64"):
+    with pytest.raises(ValueError, match="new_coord must be torch.float32 as coord is, got torch.float64"):
         knn_query(2, coord, offset, coord.double(), offset)
     with pytest.raises(ValueError, match="offset tells of 1 items, new_offset of 2"):
         knn_query(2, coord, offset, coord, torch.tensor([1, 4]))
@@ -236,6 +236,14 @@ def test_bad_arguments_are_named():
         random_ball_query(2, 1, -1, coord, offset)
     with pytest.raises(ValueError, match="got 0 and nan"):
         ball_query(2, math.nan, 0, coord, offset)
+    with pytest.raises(TypeError, match="^random_ball_query: coord must be a float32 or float64 tensor, got NoneType"):
+        random_ball_query(2, 1, 0, None, offset)
+    with pytest.raises(ValueError, match="^knn_query: new_coord must be on cpu as coord is, got meta"):
+        knn_query(2, coord, offset, coord.to("meta"), offset.to("meta"))
+    for function, arguments in ((knn_query, (2,)), (ball_query, (2, 1, 0)), (random_ball_query, (2, 1, 0))):
+        for half in (torch.float16, torch.bfloat16):
+            with pytest.raises(TypeError, match=f"^{function.__name__}: coord must be a float32 or .*got {half}"):
+                function(*arguments, coord.to(half), offset)
     with pytest.raises(TypeError, match="max_radius must be a number, got str"):
         ball_query(2, "1", 0, coord, offset)
 
@@ -281,3 +289,20 @@ def test_compiles_in_one_piece():
 
     for got, expected in zip(torch.compile(run, fullgraph=True, backend="aot_eager")(coord, offset), run(coord, offset), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_names_of_pointops():
+    coord, offset, query, ends = torch.randn(30, 3), torch.tensor([10, 30]), torch.randn(8, 3), torch.tensor([4, 8])
+    theirs = dict(xyz=coord, offset=offset, new_xyz=query, new_offset=ends)
+    same(knn_query(3, **theirs), knn_query(3, coord, offset, query, ends))
+    same(ball_query(3, 1.0, 0.1, **theirs), ball_query(3, 1.0, 0.1, coord, offset, query, ends))
+    same(random_ball_query(30, 9.0, 0.0, **theirs, generator=torch.Generator().manual_seed(1)),
+         random_ball_query(30, 9.0, 0.0, coord, offset, query, ends, torch.Generator().manual_seed(1)))  # fmt: skip
+    with pytest.raises(TypeError, match="^knn_query: xyz is another name for coord; give one of them"):
+        knn_query(3, coord=coord, xyz=coord, offset=offset)
+    with pytest.raises(TypeError, match="multiple values for argument 'coord'"):
+        knn_query(3, coord, offset, xyz=coord)
+    with pytest.raises(TypeError, match="with_xyz"):  # knn_query has no with_coord
+        knn_query(3, coord, offset, with_xyz=True)
+    run = torch.compile(lambda coord: knn_query(3, xyz=coord, offset=offset)[1], fullgraph=True, backend="aot_eager")
+    assert torch.equal(run(coord), knn_query(3, coord, offset)[1])

@@ -98,6 +98,9 @@ def test_bad_arguments_are_named():
         farthest_point_sampling(coord, torch.tensor([2, 4]), offset)
     with pytest.raises(TypeError, match="got torch.int64"):
         farthest_point_sampling(coord.long(), offset, offset)
+    for half in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"coord must be a float32 or float64 tensor, got {half}"):
+            farthest_point_sampling(coord.to(half), offset, offset)
     coord[3, 1] = math.nan
     with pytest.raises(ValueError, match="1 points are not finite, the first is row 3"):
         farthest_point_sampling(coord, offset, offset)
@@ -124,3 +127,9 @@ def test_opcheck_and_compile():
     run = torch.compile(lambda *a: farthest_point_sampling(*a) * 2, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
         assert torch.equal(run(coord, offset, ends), farthest_point_sampling(coord, offset, ends) * 2)
+
+
+def test_offsets_of_32_bits_and_the_name_of_pointops():
+    coord, offset, ends = torch.randn(9, 3), torch.tensor([4, 9]), torch.tensor([2, 5])
+    expected = farthest_point_sampling(coord, offset, ends)
+    assert torch.equal(farthest_point_sampling(xyz=coord, offset=offset.int(), new_offset=ends.int()), expected)

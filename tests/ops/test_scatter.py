@@ -1,5 +1,6 @@
 """ops.scatter against plain loops, torch_scatter's documented cases, and its own twin."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -303,6 +304,28 @@ def test_bad_arguments_are_named():
         ops.scatter(src, index, 2)
     with pytest.raises(ValueError, match="out must be"):
         ops.scatter(src, index, 0, out=torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="^scatter: out must be a tensor, got list"):
+        ops.scatter(src, index, 0, out=[1])
+    with pytest.raises(ValueError, match="^scatter: out must be"):
+        ops.scatter(src, index, 0, out=torch.zeros(4))
+    with pytest.raises(ValueError, match="^scatter: out must be on cpu as src is, got meta"):
+        ops.scatter(src, index, 0, out=torch.zeros(4, 2, device="meta"))
+    with pytest.raises(ValueError, match="^scatter: index must be on cpu as src is, got meta"):
+        ops.scatter(src, index.to("meta"), 0)
+    with pytest.raises(TypeError, match="^scatter: dim must be an int, got float"):
+        ops.scatter(src, index, dim=0.5)
+    for wrong, got in ((2.7, "float"), ("3", "str"), (True, "bool")):
+        with pytest.raises(TypeError, match=f"^scatter: dim_size must be an int, got {got}"):
+            ops.scatter(src, index, 0, dim_size=wrong)
+    with pytest.raises(ValueError, match="^scatter: dim_size must be at least 0, got -1"):
+        ops.scatter(src, index, 0, dim_size=-1)
+    with pytest.raises(ValueError, match=r"\(index has 4 entries, as dim 0 has; pass dim=0\?\)$"):
+        ops.scatter(src, index)
+    with pytest.raises(ValueError, match=r"along dim 1$"):
+        ops.scatter(src, index[:3])
+    for function in (ops.scatter_sum, ops.scatter_mean, ops.scatter_mul, ops.scatter_max, ops.scatter_min):
+        with pytest.raises(TypeError, match=f"^{function.__name__}: src must be a tensor, got list"):
+            function([1.0], index)
     with pytest.raises(ValueError, match="backend must be"):
         ops.scatter(src, index, 0, backend="cuda")
     with pytest.raises((RuntimeError, IndexError)):  # a direct call cannot reach foreign memory either
@@ -388,3 +411,40 @@ def test_a_gradient_in_another_memory_order_is_taken(reduce):
         ((out.T * weight) if transpose else (out * weight.T)).sum().backward()
         grads.append(src.grad)
     assert torch.equal(*grads)
+
+
+def test_sizes_are_any_integer():
+    src, index = torch.randn(4, 2), torch.tensor([0, 1, 2, 3])
+    assert ops.scatter_sum(src, index, np.int64(0), dim_size=np.int64(5)).shape == (5, 2)
+
+    def run(src, like):  # of a size that the compiler does not know
+        return ops.scatter(src, index, 0, dim_size=like.size(0))
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (5, 9):
+        assert torch.equal(compiled(src, torch.zeros(size)), run(src, torch.zeros(size)))
+
+
+def test_an_index_of_every_shape_means_what_the_docstring_says():
+    src = torch.arange(180.0).view(4, 9, 5)
+    one = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 1])
+    wide = one[None, :, None].expand(4, 9, 5)
+    expected = ops.scatter(src, wide, 1)
+    assert expected[3, 2, 4] == src[3, 2, 4] + src[3, 5, 4]
+    for index in (one, one.expand(4, 9), one.expand(4, 9)[..., None]):
+        assert torch.equal(ops.scatter(src, index, 1), expected)
+    lines = torch.arange(20).view(4, 1, 5) % 3
+    got = ops.scatter(src, lines, 1)
+    assert got[3, lines[3, 0, 4], 4] == src[3, :, 4].sum() and (got != 0).sum() <= 20
+
+
+def test_products_compile_and_check():
+    src = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 5, (9,))
+
+    def run(src):
+        return ops.scatter_mul(src, index, 0, dim_size=6)
+
+    got = torch.compile(run, fullgraph=True, backend="aot_eager")(src)
+    torch.testing.assert_close(got, run(src))
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), src)[0] for y in (got, run(src))))

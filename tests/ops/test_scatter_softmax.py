@@ -1,9 +1,11 @@
 """The softmax family over shared indices, against torch's own functions on each group and against the twins."""
 
+import shutil
+
 import pytest
 import torch
 
-from pointcept3m.ops import softmax
+from pointcept3m.ops import scatter_sum, softmax
 from pointcept3m.ops.softmax import scatter_log_softmax, scatter_logsumexp, scatter_softmax, scatter_std
 
 TORCH_OPS = torch.ops.pointcept3m
@@ -140,8 +142,15 @@ def test_bad_arguments_are_named():
     for function in (scatter_softmax, scatter_log_softmax, scatter_logsumexp, scatter_std):
         with pytest.raises(TypeError, match=f"{function.__name__}: src must be a floating-point tensor, got torch.int64"):
             function(index, index)
-    with pytest.raises(TypeError, match="int64 tensor, got torch.int32"):
-        scatter_softmax(src, index.int())
+        with pytest.raises(TypeError, match=f"^{function.__name__}: index must be an int64 tensor, got torch.int32"):
+            function(src, index.int())
+        with pytest.raises(IndexError, match=f"^{function.__name__}: dim 3 does not exist"):
+            function(src, index, 3)
+        with pytest.raises(TypeError, match=f"^{function.__name__}: dim_size must be an int, got str"):
+            function(src, index, dim_size="3")
+    for function in (scatter_logsumexp, scatter_std):
+        with pytest.raises(TypeError, match=f"^{function.__name__}: out must be a tensor, got list"):
+            function(src, index, out=[1])
     with pytest.raises(IndexError, match=r"\[0, 1\), found 1"):
         scatter_softmax(src, index, dim_size=1)
     rows = src[:, None]
@@ -169,10 +178,65 @@ def test_compiles_in_one_piece():
     src = torch.randn(9, 4, requires_grad=True)
 
     def run(src):
-        total = scatter_softmax(src, index, 0, 6).square() + scatter_log_softmax(src, index, 0, 6)
+        total = scatter_softmax(src, index, 0, 6).square() + scatter_log_softmax(src, index, 0, dim_size=6)
         return total.sum() + scatter_logsumexp(src, index, 0, dim_size=6).sum() + scatter_std(src, index, 0, dim_size=6).sum()
 
     expected = run(src)
     got = torch.compile(run, fullgraph=True, backend="aot_eager")(src)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y, src)[0] for y in (got, expected)))
+
+
+def test_arguments_are_those_of_torch_scatter():
+    src, index, out = torch.randn(6), torch.tensor([0, 1, 1, 0, 2, 2]), torch.zeros(4)
+    assert torch.equal(scatter_log_softmax(src, index, -1, 1e-6, 4), scatter_log_softmax(src, index, dim_size=4))
+    expected = scatter_logsumexp(src, index, dim_size=4)
+    assert torch.equal(scatter_logsumexp(src, index, -1, None, 4, 1e-6), expected)
+    assert scatter_logsumexp(src, index, -1, out, 4, eps=1e-6) is out and torch.equal(out, expected)
+    assert torch.equal(scatter_std(src, index, -1, None, 4, False), scatter_std(src, index, unbiased=False, dim_size=4))
+    assert torch.equal(scatter_softmax(src, index, -1, 4), scatter_softmax(src, index))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_large_half_scores(dtype):
+    """Near 200 neighbouring bfloat16 are 1 apart: weights taken from a rounded result would sum to 0.6 or 1.6."""
+    src = (torch.randn(3000, 2) * 3 + 200).to(dtype).requires_grad_()
+    index = torch.randint(0, 40, (3000,))
+    exact = src.detach().double().requires_grad_()
+    (weight,) = torch.autograd.grad(scatter_logsumexp(src, index, 0).sum(), src)
+    assert weight.dtype == dtype
+    total = torch.zeros(40, 2).index_add_(0, index, weight.float())
+    torch.testing.assert_close(total, torch.ones(40, 2), rtol=0, atol=8e-3)
+    up = torch.randn(3000, 2).to(dtype)
+    for function in (scatter_softmax, scatter_log_softmax):
+        (got,) = torch.autograd.grad((function(src, index, 0) * up).sum(), src)
+        (expected,) = torch.autograd.grad((function(exact, index, 0) * up.double()).sum(), exact)
+        slack = 3 * torch.finfo(dtype).eps * expected.abs().max().item()
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_log_softmax_weights_of_halves_sum_to_one(dtype):
+    """With `up` one at a single row, the gradient elsewhere is minus the weights: 110 equal ones. (log 110 is no half.)"""
+    src = torch.zeros(110, dtype=dtype, requires_grad=True)
+    result = scatter_log_softmax(src, torch.zeros(110, dtype=torch.int64))
+    assert result.dtype == dtype
+    (grad,) = torch.autograd.grad(result[0], src)
+    assert torch.equal(grad[1:], torch.full((109,), -1 / 110).to(dtype))
+
+
+@pytest.mark.long
+def test_compiles_with_inductor():
+    if shutil.which("g++") is None:
+        pytest.skip("inductor needs g++")
+    index = torch.randint(0, 5, (50,))
+    src = torch.randn(50, 4, requires_grad=True)
+
+    def run(src):
+        weight = scatter_softmax(src * 2, index, 0, 6)
+        return scatter_sum(weight * src, index, 0, dim_size=6).square()
+
+    expected = run(src)
+    got = torch.compile(run, fullgraph=True, backend="inductor")(src)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), src)[0] for y in (got, expected)))

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from pointcept3m.ops import segment
-from pointcept3m.ops.segment import gather_coo, gather_csr, segment_coo, segment_csr, segment_max_csr, segment_min_csr
+from pointcept3m.ops.segment import (
+    gather_coo,
+    gather_csr,
+    segment_coo,
+    segment_csr,
+    segment_max_csr,
+    segment_mean_csr,
+    segment_min_csr,
+    segment_sum_csr,
+)
 
 REDUCTIONS = ["sum", "mean", "max", "min"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64]
@@ -228,6 +237,21 @@ def test_bad_arguments_are_named():
     for wrong in ([0, 3, 2], [-1, 2, 4], [0, 2, 5], [0, 2**62, 4]):
         with pytest.raises(IndexError, match=r"segment_csr: indptr must not descend and must lie in \[0, 4\]"):
             segment_csr(src, torch.tensor(wrong))
+    elsewhere = torch.zeros(2, 2, device="meta")
+    for out, error, got in (([1], TypeError, "a tensor, got list"), (elsewhere, ValueError, ".*on meta")):
+        with pytest.raises(error, match=f"segment_csr: out must be {got}"):
+            segment_csr(src, indptr, out=out)
+        with pytest.raises(error, match="segment_coo: out must be"):
+            segment_coo(src, torch.tensor([0, 0, 1, 1]), out=out)
+        with pytest.raises(error, match="gather_csr: out must be"):
+            gather_csr(src[:2], indptr, out=out)
+        with pytest.raises(error, match="gather_coo: out must be"):
+            gather_coo(src, torch.tensor([0, 3]), out=out)
+    for function in (segment_sum_csr, segment_mean_csr, segment_max_csr, segment_min_csr):
+        with pytest.raises(TypeError, match=f"^{function.__name__}: src must be a tensor, got list"):
+            function([1.0], indptr)
+    with pytest.raises(TypeError, match="^segment_coo: dim_size must be an int, got float"):
+        segment_coo(src, torch.tensor([0, 0, 1, 1]), dim_size=2.0)
     with pytest.raises(ValueError, match=r"segment_csr: out must be torch.float32 of shape \(2, 2\)"):
         segment_csr(src, indptr, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"gather_csr: out must be torch.float32 of shape \(3, 2\)"):

@@ -272,7 +272,9 @@ def test_bad_arguments_are_named():
         ((coord, 1, batch - 1), ValueError, r"batch must lie in \[0, 16777216\), found -1"),
         ((coord, 1, batch * 2**40), ValueError, r"found 1099511627776"),
         ((coord, 1, batch, batch), ValueError, "batch or offset, not both"),
-        ((coord, 1, None, torch.tensor([2, 3])), ValueError, r"ascend from 0 to the number of points, 4, got \[2, 3\]"),
+        ((coord, 1, None, torch.tensor([2, 3])), ValueError, r"offset must ascend to the number of points, 4, got \[2, 3\]"),
+        ((coord.half(), 1), TypeError, "voxelize: coord must be a float32 or float64 tensor, got torch.float16"),
+        ((coord, 1, None, torch.tensor([4.0])), TypeError, "offset must be an int64 or int32 tensor, got torch.float32"),
         ((coord, 1, None, torch.tensor([5, 3, 4])), ValueError, r"got \[5, 3, 4\]"),
         ((coord, 1, None, torch.zeros(0, dtype=torch.int64)), ValueError, r"4, got \[\]"),
         ((coord, 1, None, torch.tensor([[4]])), ValueError, r"offset must have shape \[B\], got \(1, 1\)"),
@@ -281,7 +283,7 @@ def test_bad_arguments_are_named():
             ValueError,
             "at most 16777216 clouds .* has 16777217",
         ),
-        ((coord, 1, batch.to("meta")), ValueError, "coord is on cpu, batch on meta"),
+        ((coord, 1, batch.to("meta")), ValueError, "batch must be on cpu as coord is, got meta"),
     ]:
         with pytest.raises(error, match=message):
             voxelize(*arguments)
@@ -388,3 +390,9 @@ def test_cuda_equals_cpu():
                 voxelize(coord.to(dtype), 0.02, **arguments),
             )
             assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
+
+
+def test_offsets_of_32_bits():
+    coord, offset = torch.rand(60, 3), torch.tensor([20, 20, 60])
+    for got, expected in zip(voxelize(coord, 0.1, offset=offset.int()), voxelize(coord, 0.1, offset=offset), strict=True):
+        assert torch.equal(got, expected)
