@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pointcept3m.ops._checks import check_int
 from pointcept3m.ops.gaussian_projection import project_gaussians, spherical_harmonics
 from pointcept3m.ops.rasterize_to_pixels import rasterize_to_pixels
 from pointcept3m.utils.registry import near_names
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+_NORM_MIN = 1e-12  # quaternions shorter than this are not brought to length 1
 # What else gsplat's function takes; our own renderer accepts these values and no others.
 _GSPLAT_ONLY = {
     "sparse_grad": False,
@@ -64,8 +66,8 @@ def rasterization(
     first order only.
 
     Args:
-        means: [G, 3] world coordinates. quats: [G, 4] wxyz, any length but zero. scales: [G, 3] standard deviations.
-        opacities: [G] in 0..1.
+        means: [G, 3] world coordinates. quats: [G, 4] wxyz, any length but zero. scales: [G, 3] standard deviations,
+            not negative. opacities: [G] in 0..1.
         colors: [G, X] or [C, G, X]; with `sh_degree`, harmonics [G, K, 3] or [C, G, K, 3], K >= (sh_degree + 1)^2.
         viewmats: [C, 4, 4] world to camera (x right, y down, z forward); the 3x3 part may be any invertible matrix,
             so a scaled world can be rendered at its original depth. Ks: [C, 3, 3] intrinsics in pixels, no skew.
@@ -92,10 +94,13 @@ def rasterization(
             (0: not seen), "width", "height", "n_cameras", "camera_ids" and "gaussian_ids" (None).
 
     Raises:
-        TypeError: an argument is no tensor, has a dtype that it may not have, or is unknown.
-        ValueError: a shape, a value that is not finite (not looked for while torch.compile traces), a singular
-            camera, or an option that the backend does not have.
+        TypeError: an argument is no tensor or no int, has a dtype that it may not have, or is unknown.
+        ValueError: a shape, an option that the backend does not have, or (not looked for while torch.compile traces)
+            a value that is not finite or not in its range, or a singular camera.
         ImportError: `backend="gsplat"` where gsplat is not installed.
+
+    Complexity: O(C (G log G + pairs (X + D))) time, for the pairs of a pixel and a Gaussian that reaches it before the
+        pixel is opaque; O(C (H W + G) (X + D)) memory, none per pair.
     """
     tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors,
                "viewmats": viewmats, "Ks": Ks, "backgrounds": backgrounds, "features": features}  # fmt: skip
@@ -212,6 +217,7 @@ def _check_shapes(tensors: dict[str, Tensor | None], sh_degree: int | None) -> N
     layouts = {"means": ["G 3"], "quats": ["G 4"], "scales": ["G 3"], "opacities": ["G"], "viewmats": ["C 4 4"],
                "Ks": ["C 3 3"], "features": ["G D"], "backgrounds": ["C X"], "colors": ["G X", "C G X"]}  # fmt: skip
     if sh_degree is not None:
+        check_int("rasterization", "sh_degree", sh_degree)
         if not 0 <= sh_degree <= 4:
             raise ValueError(f"rasterization: sh_degree must be None or 0 to 4, got {sh_degree}")
         layouts["colors"] = ["G K 3", "C G K 3"]
@@ -242,6 +248,8 @@ def _check_options(
         raise ValueError(f"rasterization: render_mode must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
     if rasterize_mode not in ("classic", "antialiased"):
         raise ValueError(f"rasterization: rasterize_mode must be 'classic' or 'antialiased', got {rasterize_mode!r}")
+    check_int("rasterization", "width", width)
+    check_int("rasterization", "height", height)
     if not (0 < width < 2**20 and 0 < height < 2**20):
         raise ValueError(f"rasterization: width and height must be positive and below 2^20, got {width} x {height}")
     if not 0 < near_plane < far_plane:
@@ -251,30 +259,61 @@ def _check_options(
 
 
 def _check_values(tensors: dict[str, Tensor | None]) -> None:
-    """Refuses values that would silently give a wrong image: not finite, or a camera that cannot see."""
+    """Refuses values that would silently give a wrong image: not finite, out of range, or a camera that cannot see."""
     with torch.no_grad():
-        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        # One number says that all is well, as a sum with a NaN or an infinity in it is not finite. (A sum of finite
-        # values that overflows only costs the closer look.)
-        total = sum(tensor.sum().double() for tensor in present.values())
-        if not torch.isfinite(total):
-            for name, tensor in present.items():
-                bad = ~torch.isfinite(tensor)
-                if bad.any():
-                    first = [int(i) for i in bad.nonzero()[0]]
-                    raise ValueError(
-                        f"rasterization: {name} must be finite, but {int(bad.sum())} of {bad.numel()} values are not; "
-                        f"the first, {tensor[tuple(first)].item()}, is at {first}"
-                    )
-        cameras = torch.linalg.det(tensors["viewmats"][:, :3, :3].double())
-        if (cameras == 0).any():
-            camera = int((cameras == 0).nonzero()[0])
-            raise ValueError(f"rasterization: the 3x3 part of viewmats[{camera}] must be invertible, its determinant is 0")
-        bottom = tensors["viewmats"].new_tensor([0.0, 0.0, 0.0, 1.0])
-        if not torch.allclose(tensors["viewmats"][:, 3], bottom, atol=1e-5):
-            raise ValueError("rasterization: the last row of every viewmat must be (0, 0, 0, 1), world to camera")
-        Ks = tensors["Ks"]
-        if (Ks[:, [0, 1], [0, 1]] == 0).any():
-            raise ValueError("rasterization: Ks must not be singular, but a focal length is 0")
-        if (Ks[:, [0, 1], [1, 0]] != 0).any():
-            raise ValueError("rasterization: Ks must have no skew, but K[0, 1] or K[1, 0] is not 0")
+        # Few reductions, and one read of them together with the cameras: on a GPU, kernels and reads of their own for
+        # every check would take longer than the image does.
+        means, num_cameras = tensors["means"], tensors["viewmats"].shape[0]
+        ranged = [torch.linalg.vector_norm(tensors["quats"], dim=-1), tensors["scales"], tensors["opacities"]]
+        extremes = [x for t in ranged for x in torch.aminmax(t)] if means.shape[0] else []
+        # A sum with a NaN or an infinity in it is not finite.
+        others = (tensors[name] for name in ("means", "colors", "backgrounds", "features"))
+        sums = [tensor.sum(dtype=means.dtype) for tensor in others if tensor is not None]
+        numbers = [t.flatten() for t in (*extremes, *sums, tensors["viewmats"], tensors["Ks"])]
+        summary = torch.cat(numbers).cpu()
+        if not torch.isfinite(summary).all():  # or finite values overflowed, which only costs the closer look
+            _refuse_not_finite(tensors)
+        if extremes:
+            least_norm, _, least_scale, _, least_opacity, most_opacity = summary[:6].tolist()
+            if least_norm < _NORM_MIN or least_scale < 0 or least_opacity < 0 or most_opacity > 1:
+                _refuse_out_of_range(*ranged)
+        viewmats, Ks = summary[summary.numel() - 25 * num_cameras :].split([16 * num_cameras, 9 * num_cameras])
+        _check_cameras(viewmats.view(-1, 4, 4), Ks.view(-1, 3, 3))
+
+
+def _refuse_not_finite(tensors: dict[str, Tensor | None]) -> None:
+    for name, tensor in tensors.items():
+        bad = None if tensor is None else ~torch.isfinite(tensor)
+        if bad is not None and bad.any():
+            first = [int(i) for i in bad.nonzero()[0]]
+            raise ValueError(
+                f"rasterization: {name} must be finite, but {int(bad.sum())} of {bad.numel()} values are not; "
+                f"the first, {tensor[tuple(first)].item()}, is at {first}"
+            )
+
+
+def _refuse_out_of_range(norms: Tensor, scales: Tensor, opacities: Tensor) -> None:
+    for name, wanted, values, bad in (
+        ("quats", "have a length above 0", norms, norms < _NORM_MIN),
+        ("scales", "not be negative", scales, (scales < 0).any(1)),
+        ("opacities", "lie in [0, 1]", opacities, (opacities < 0) | (opacities > 1)),
+    ):
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"rasterization: {name} must {wanted}, but {int(bad.sum())} of {len(bad)} rows do not; "
+                f"the first is row {row} with {values[row].tolist()}"
+            )
+
+
+def _check_cameras(viewmats: Tensor, Ks: Tensor) -> None:
+    singular = torch.linalg.det(viewmats[:, :3, :3].double()) == 0
+    if singular.any():
+        camera = int(singular.nonzero()[0])
+        raise ValueError(f"rasterization: the 3x3 part of viewmats[{camera}] must be invertible, its determinant is 0")
+    if not torch.allclose(viewmats[:, 3], viewmats.new_tensor([0.0, 0.0, 0.0, 1.0]), atol=1e-5):
+        raise ValueError("rasterization: the last row of every viewmat must be (0, 0, 0, 1), world to camera")
+    if (Ks[:, [0, 1], [0, 1]] == 0).any():
+        raise ValueError("rasterization: Ks must not be singular, but a focal length is 0")
+    if (Ks[:, [0, 1], [1, 0]] != 0).any():
+        raise ValueError("rasterization: Ks must have no skew, but K[0, 1] or K[1, 0] is not 0")

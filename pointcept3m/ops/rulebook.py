@@ -5,13 +5,14 @@ Coordinates are int32 [N, 4] as (batch, x, y, z). Rows with equal coordinates (M
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
+from pointcept3m.ops._checks import check_device, type_of
 
 MAX_CELLS = 4e18  # keys are 64-bit
 
@@ -67,11 +68,34 @@ class Rulebook:
 
 
 def triple(value: int | Sequence[int], name: str = "kernel_size") -> tuple[int, int, int]:
-    """Three ints from one int or from three. Raises ValueError."""
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(values) != 3 or not all(isinstance(v, int) for v in values):
-        raise ValueError(f"{name}: wanted an int or three, got {value!r}")
-    return values
+    """Three ints from one int or from three. Raises: TypeError or ValueError that starts with `name`."""
+    values = tuple(value) if isinstance(value, Iterable) else (value,) * 3
+    if not all(hasattr(v, "__index__") for v in values):  # what numpy's and torch's ints have too
+        raise TypeError(f"{name} must be an int or three, got {value!r}")
+    if len(values) != 3:
+        raise ValueError(f"{name} must be an int or three, got {value!r}")
+    return tuple(int(v) for v in values)
+
+
+def check_operands(op: str, rulebook: Rulebook, tensors: dict[str, Tensor]) -> None:
+    """Refuses a rulebook that is none, and `tensors` that hold no floats or lie on another device than it.
+
+    Raises: TypeError or ValueError that names the op and the argument.
+    """
+    if not isinstance(rulebook, Rulebook):
+        raise TypeError(f"{op}: rulebook must be a Rulebook, got {type(rulebook).__name__}")
+    device = rulebook.pairs.device
+    parts = (rulebook.rank_in, rulebook.rank_out, rulebook.cell_in, rulebook.cell_out)
+    others = {str(part.device) for part in parts if part is not None and part.device != device}
+    if others or rulebook.start.device.type != "cpu":
+        raise ValueError(
+            f"{op}: rulebook must lie on one device, its start on cpu, but its pairs are on {device}, "
+            f"its start is on {rulebook.start.device}, ranks and cells on {', '.join(sorted(others)) or device}"
+        )
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} must be a floating point tensor, got {type_of(tensor)}")
+        check_device(op, name, tensor, "rulebook", rulebook.pairs)
 
 
 def check_coord(
@@ -79,30 +103,27 @@ def check_coord(
     spatial_shape: Sequence[int] | None = None,
     batch_size: int | None = None,
     margin: Sequence[int] = (0, 0, 0),
+    name: str = "coord",
 ) -> None:
     """Refuses coordinates that are not int32 [N, 4], lie outside the given shape, or span too much for 64-bit keys.
 
-    Raises: TypeError or ValueError that says which.
+    Raises: TypeError or ValueError that starts with `name`, the op and its argument, and says which.
     """
     if not isinstance(coord, Tensor) or coord.dtype != torch.int32:
-        got = coord.dtype if isinstance(coord, Tensor) else type(coord).__name__
-        raise TypeError(f"sparse coordinates must be an int32 tensor, got {got}")
+        raise TypeError(f"{name} must be an int32 tensor, got {type_of(coord)}")
     if coord.dim() != 2 or coord.size(1) != 4:
-        raise ValueError(f"sparse coordinates must have shape [N, 4] as (batch, x, y, z), got {tuple(coord.shape)}")
+        raise ValueError(f"{name} must have shape [N, 4] as (batch, x, y, z), got {tuple(coord.shape)}")
     if coord.size(0) == 0:
         return
     low, high = torch.ops.pointcept3m.coord_bounds(coord.contiguous()).tolist()
     size = [batch_size, *(spatial_shape or (None,) * 3)]
-    for name, least, most, limit in zip(("batch", "x", "y", "z"), low, high, size, strict=True):
+    for axis, least, most, limit in zip(("batch", "x", "y", "z"), low, high, size, strict=True):
         if limit is not None and (least < 0 or most >= limit):
-            raise ValueError(
-                f"sparse coordinates: {name} must lie in [0, {limit}), found {least if least < 0 else most}"
-            )
+            found = least if least < 0 else most
+            raise ValueError(f"{name}: {axis} must lie in [0, {limit}), found {found}")
     extent = [most - least + 1 for least, most in zip(low, high, strict=True)]
     if math.prod(e + 2 * m for e, m in zip(extent, (0, *margin), strict=True)) >= MAX_CELLS:
-        raise ValueError(
-            f"sparse coordinates span {extent} (batch, x, y, z), more cells than 64-bit keys can tell apart"
-        )
+        raise ValueError(f"{name} spans {extent} (batch, x, y, z), more cells than 64-bit keys can tell apart")
 
 
 def submanifold_rulebook(
@@ -117,12 +138,14 @@ def submanifold_rulebook(
 
     Raises: TypeError or ValueError where an argument does not fit.
     """
-    kernel, dilation = triple(kernel_size), triple(dilation, "dilation")
+    op = "submanifold_rulebook"
+    kernel, dilation = triple(kernel_size, f"{op}: kernel_size"), triple(dilation, f"{op}: dilation")
     if any(k < 1 or k % 2 == 0 for k in kernel) or min(dilation) < 1:
         raise ValueError(
-            f"a submanifold convolution needs an odd kernel and a positive dilation, got {kernel} and {dilation}"
+            f"{op}: wanted an odd kernel_size and a positive dilation, got {kernel} and {dilation}"
         )
-    check_coord(coord, margin=[k // 2 * d for k, d in zip(kernel, dilation, strict=True)])
+    margin = [k // 2 * d for k, d in zip(kernel, dilation, strict=True)]
+    check_coord(coord, margin=margin, name=f"{op}: coord")
     pairs, start, rank, cell = torch.ops.pointcept3m.submanifold_pairs(coord.contiguous(), kernel, dilation)
     shared = cell if cell.numel() else None
     return Rulebook(pairs, start, rank, rank, shared, shared, "mean", kernel, coord)
@@ -140,42 +163,48 @@ def strided_rulebook(
 
     Args:
         coord: int32 [N, 4] as (batch, x, y, z), within `spatial_shape`.
-        spatial_shape: size (X, Y, Z) of the input grid; outputs lie in `strided_shape` of it, in cell order.
+        spatial_shape: size of the input grid, one int or (X, Y, Z); outputs lie in `strided_shape` of it, in cell order.
         kernel_size, stride, padding, dilation: as in `conv3d`.
 
     Raises: TypeError or ValueError where an argument does not fit.
     """
-    kernel, stride = triple(kernel_size), triple(stride, "stride")
-    padding, dilation = triple(padding, "padding"), triple(dilation, "dilation")
-    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
-        raise ValueError(
-            f"kernel {kernel}, stride {stride} and dilation {dilation} must be positive, padding {padding} not negative"
-        )
-    check_coord(coord, spatial_shape)
-    shape = strided_shape(spatial_shape, kernel, stride, padding, dilation)
-    pairs, start, rank, cell, coord_out = torch.ops.pointcept3m.strided_pairs(
-        coord.contiguous(), kernel, stride, padding, dilation, shape
-    )
+    op = "strided_rulebook"
+    sizes = _strided_sizes(op, spatial_shape, kernel_size, stride, padding, dilation)
+    check_coord(coord, sizes[0], name=f"{op}: coord")
+    pairs, start, rank, cell, coord_out = torch.ops.pointcept3m.strided_pairs(coord.contiguous(), *sizes[1:])
     rank_out = torch.arange(coord_out.size(0), dtype=torch.int32, device=coord.device)
-    return Rulebook(pairs, start, rank, rank_out, cell if cell.numel() else None, None, "sum", kernel, coord_out)
+    return Rulebook(pairs, start, rank, rank_out, cell if cell.numel() else None, None, "sum", sizes[1], coord_out)
 
 
 def strided_shape(
-    spatial_shape: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    spatial_shape: int | Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
 ) -> tuple[int, int, int]:
-    """Size of the grid that a strided convolution makes of `spatial_shape`. Raises ValueError where none is left."""
-    axes = zip(spatial_shape, kernel_size, stride, padding, dilation, strict=True)
+    """Size of the grid that a strided convolution makes of `spatial_shape`; arguments as in `strided_rulebook`.
+
+    Raises: TypeError or ValueError where an argument does not fit, or no grid is left.
+    """
+    return _strided_sizes("strided_shape", spatial_shape, kernel_size, stride, padding, dilation)[-1]
+
+
+def _strided_sizes(op: str, *sizes: int | Sequence[int]) -> list[tuple[int, int, int]]:
+    """[spatial_shape, kernel_size, stride, padding, dilation, shape of the result], checked in the name of `op`."""
+    names = ("spatial_shape", "kernel_size", "stride", "padding", "dilation")
+    checked = [triple(size, f"{op}: {name}") for name, size in zip(names, sizes, strict=True)]
+    grid, kernel, stride, padding, dilation = checked
+    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"{op}: kernel_size {kernel}, stride {stride} and dilation {dilation} must be positive, "
+            f"padding {padding} not negative"
+        )
+    axes = zip(*checked, strict=True)
     shape = tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in axes)
     if min(shape) < 1:
-        raise ValueError(
-            f"a grid of {tuple(spatial_shape)} is too small for kernel {tuple(kernel_size)} "
-            f"with padding {tuple(padding)}"
-        )
-    return shape
+        raise ValueError(f"{op}: a grid of {grid} is too small for kernel_size {kernel} with padding {padding}")
+    return [*checked, shape]
 
 
 # The ops and their twins.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
-from pointcept3m.ops.rulebook import Rulebook
+from pointcept3m.ops.rulebook import Rulebook, check_operands
 from pointcept3m.ops.scatter import scatter
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -34,19 +34,26 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tens
     Returns: [rulebook.num_out, Cout] in the dtype of `features`, or autocast's. float16 and bfloat16 are summed in
         float32. Differentiable, twice, in all three tensors; gradients have the dtypes of what was given.
     Complexity: P Cin Cout for P pairs; no memory per pair.
-    Raises: TypeError or ValueError where shapes or dtypes do not fit.
+    Raises: TypeError or ValueError where types, shapes, dtypes or devices do not fit.
     """
     _check_features(features, weight, rulebook, bias)
     kind = features.device.type
     if features.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
         features, weight = features.to(half), weight.to(half)
-    weight = weight.to(features.dtype)
+    dtype = features.dtype
+    weight = weight.to(dtype).reshape(weight.size(0), -1, weight.size(4)).contiguous()
+    if has_shared_cells(rulebook):  # what a cell holds is rounded only together with the result
+        features, weight = widened(features), widened(weight)
     values = rows_to_cells(features, rulebook, rulebook.reduce)
-    flat = weight.reshape(weight.size(0), -1, weight.size(4))
-    out = torch.ops.pointcept3m.sparse_conv(values, flat.contiguous(), *rulebook.tensors, rulebook.reverse, False)
-    out = cells_to_rows(out, rulebook)
+    out = torch.ops.pointcept3m.sparse_conv(values, weight, *rulebook.tensors, rulebook.reverse, False)
+    out = cells_to_rows(out, rulebook).to(dtype)
     return out if bias is None else out + bias.to(out.dtype)
+
+
+def has_shared_cells(rulebook: Rulebook) -> bool:
+    """Whether several rows of the input or of the output may be one cell."""
+    return rulebook.cell_in is not None or rulebook.cell_out is not None
 
 
 def rows_to_cells(values: Tensor, rulebook: Rulebook, reduce: str) -> Tensor:
@@ -65,10 +72,8 @@ def cells_to_rows(values: Tensor, rulebook: Rulebook) -> Tensor:
 
 
 def _check_features(features: Tensor, weight: Tensor, rulebook: Rulebook, bias: Tensor | None) -> None:
-    if not features.is_floating_point() or not weight.is_floating_point():
-        raise TypeError(
-            f"sparse_conv: features and weight must be floating point, got {features.dtype} and {weight.dtype}"
-        )
+    given = {"features": features, "weight": weight}
+    check_operands("sparse_conv", rulebook, given if bias is None else given | {"bias": bias})
     if weight.dim() != 5 or tuple(weight.shape[1:4]) != tuple(rulebook.kernel_size):
         raise ValueError(
             f"sparse_conv: weight must be [Cout, kx, ky, kz, Cin] with kernel {rulebook.kernel_size}, "
@@ -94,7 +99,7 @@ def each_offset(pairs: Tensor, start: Tensor, reverse: bool) -> list[tuple[int, 
     return [(k, source[span], target[span]) for k, span in spans]
 
 
-def _widened(values: Tensor) -> Tensor:
+def widened(values: Tensor) -> Tensor:
     """In the dtype that is summed in: 27 sums in half precision would lose its last bits."""
     return values.float() if values.dtype in HALF_DTYPES else values
 
@@ -102,7 +107,7 @@ def _widened(values: Tensor) -> Tensor:
 def _sparse_conv_twin(features: Tensor, weight: Tensor, *book: Tensor | bool) -> Tensor:
     pairs, start, rank_in, rank_out, reverse, transpose = book
     num_out = (rank_in if reverse else rank_out).size(0)
-    values, kernel = _widened(features), _widened(weight)
+    values, kernel = widened(features), widened(weight)
     out = values.new_zeros(num_out, weight.size(2 if transpose else 0))
     with torch.autocast(features.device.type, enabled=False):  # the caller has chosen the dtype already
         for k, source, target in each_offset(pairs, start, reverse):
@@ -113,7 +118,7 @@ def _sparse_conv_twin(features: Tensor, weight: Tensor, *book: Tensor | bool) ->
 
 def _grad_weight_twin(features: Tensor, grad: Tensor, *book: Tensor | bool) -> Tensor:
     pairs, start, _, _, reverse = book
-    values, wide = _widened(features), _widened(grad)
+    values, wide = widened(features), widened(grad)
     out = values.new_zeros(grad.size(1), start.size(0) - 1, features.size(1))
     with torch.autocast(features.device.type, enabled=False):
         for k, source, target in each_offset(pairs, start, reverse):

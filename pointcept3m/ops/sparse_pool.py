@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from pointcept3m.ops import _library
-from pointcept3m.ops.rulebook import Rulebook
-from pointcept3m.ops.sparse_conv import HALF_DTYPES, cells_to_rows, each_offset, rows_to_cells
+from pointcept3m.ops.rulebook import Rulebook, check_operands
+from pointcept3m.ops.sparse_conv import (
+    HALF_DTYPES,
+    cells_to_rows,
+    each_offset,
+    has_shared_cells,
+    rows_to_cells,
+    widened,
+)
 from pointcept3m.utils.registry import near_names
 
 POOLS = ("max", "mean", "sum")
@@ -26,19 +33,20 @@ def sparse_pool(features: Tensor, rulebook: Rulebook, reduce: str = "max") -> Te
 
     Returns: [rulebook.num_out, C] in the dtype of `features`; 0 where an output meets no row. float16 and bfloat16 are
         summed in float32. Differentiable, twice.
-    Raises: TypeError or ValueError where an argument does not fit.
+    Raises: TypeError or ValueError where an argument does not fit, in its device too.
     Complexity: P C for P pairs; "max" also keeps an int32 [num_out, C]. Meaning as in spconv's poolings.
     """
     if reduce not in POOLS:
         raise ValueError(f"sparse_pool: no reduction {reduce!r}; {near_names(reduce, POOLS)}")
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        got = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"sparse_pool: features must be a floating point tensor, got {got}")
+    check_operands("sparse_pool", rulebook, {"features": features})
     if features.dim() != 2 or features.size(0) != rulebook.num_in:
         raise ValueError(
             f"sparse_pool: features must be [{rulebook.num_in}, C] for this rulebook, got {tuple(features.shape)}"
         )
     ops, book = torch.ops.pointcept3m, (*rulebook.tensors, rulebook.reverse)
+    dtype = features.dtype
+    if has_shared_cells(rulebook):  # what a cell holds is rounded only together with the result
+        features = widened(features)
     values = rows_to_cells(features, rulebook, "max" if reduce == "max" else "sum")
     if reduce == "max":
         out = ops.sparse_pool_max(values, *book)[0]
@@ -47,11 +55,9 @@ def sparse_pool(features: Tensor, rulebook: Rulebook, reduce: str = "max") -> Te
     elif values.size(0) == features.size(0):
         out = ops.sparse_pool_mean(values, *book)[0]
     else:  # cells count as often as they have rows
-        wide = torch.promote_types(features.dtype, torch.float32)
-        total = ops.sparse_pool_sum(rows_to_cells(features.to(wide), rulebook, "sum"), *book)
-        ones = rows_to_cells(features.new_ones(features.size(0), 1, dtype=wide), rulebook, "sum")
-        out = (total / ops.sparse_pool_sum(ones, *book).clamp(min=1)).to(features.dtype)
-    return cells_to_rows(out, rulebook)
+        ones = rows_to_cells(features.new_ones(features.size(0), 1), rulebook, "sum")
+        out = ops.sparse_pool_sum(values, *book) / ops.sparse_pool_sum(ones, *book).clamp(min=1)
+    return cells_to_rows(out, rulebook).to(dtype)
 
 
 # The ops and their twins. `book` is (pairs, start, rank_in, rank_out, reverse), as for the convolution.

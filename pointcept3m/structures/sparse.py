@@ -38,7 +38,7 @@ class SparseConvTensor:
                 f"SparseConvTensor: wanted three positive sizes and a positive batch size, "
                 f"got {spatial_shape}, {batch_size}"
             )
-        check_coord(indices, self.spatial_shape, self.batch_size)
+        check_coord(indices, self.spatial_shape, self.batch_size, name="SparseConvTensor: indices")
         self._set(features, indices, {} if indice_dict is None else indice_dict)
 
     def _set(self, features: Tensor, indices: Tensor, indice_dict: dict[str, Any]) -> None:

@@ -1,8 +1,6 @@
-"""`rasterization`: against gsplat's image, hand-made cases and finite differences; its options, edges and errors."""
+"""`rasterization`: against gsplat's image, hand-made cases and finite differences; its options and edges."""
 
 import math
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -186,6 +184,24 @@ def test_compiles_without_a_graph_break():
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.long
+def test_the_default_compiler_gives_the_same_gradients():
+    """Inductor, which writes and compiles C++ around our ops."""
+    scene = make_scene(num_gaussians=10, width=9, height=8)
+    names = [name for name, value in scene.items() if isinstance(value, torch.Tensor)]
+
+    def loss(*tensors):
+        colors, alphas, meta = ops.rasterization(**dict(zip(names, tensors, strict=True)), width=9, height=8, render_mode="RGB+ED")
+        return colors.square().sum() + alphas.sum() + meta["features"].square().sum()
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="inductor")):
+        leaves = [scene[name].clone().requires_grad_() for name in names]
+        grads.append(torch.autograd.grad(function(*leaves), leaves))
+    for got, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 # ---------------------------------------------------------------- cameras and culling
 
 
@@ -235,7 +251,7 @@ def test_harmonics_of_degree_zero_are_plain_colors():
     torch.testing.assert_close(ops.rasterization(**{**scene, "colors": harmonics}, sh_degree=0)[0], wanted)
 
 
-# ---------------------------------------------------------------- edges and errors
+# ---------------------------------------------------------------- edges
 
 
 def test_empty_scene_and_empty_view():
@@ -287,51 +303,14 @@ def test_two_runs_give_the_same_bits(options):
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
 
-@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "features"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_refused_by_name(name, value):
-    scene = make_scene()
-    scene[name].view(-1)[1] = value
-    with pytest.raises(ValueError, match=f"rasterization: {name} must be finite.*1 of"):
-        ops.rasterization(**scene)
+def test_values_at_the_ends_of_their_ranges_are_rendered():
+    scene = make_scene(dtype=torch.float32)
+    scene["opacities"][:20], scene["opacities"][20:], scene["scales"][::2, 1] = 1.0, 0.0, 0.0
+    scene["quats"][3] = torch.tensor([0, 1e-11, 0, 0])
+    assert all(torch.isfinite(output).all() for output in render_with_grads(scene)[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"means": torch.zeros(40, 2)}, ValueError, r"means must be \[G, 3\].*got \[40, 2\]"),
-        ({"opacities": torch.zeros(39)}, ValueError, r"opacities must be \[G\] with G=40, C=2, got \[39\]"),
-        ({"features": torch.zeros(3, 5)}, ValueError, r"features must be \[G, D\].*got \[3, 5\]"),
-        ({"colors": torch.zeros(3, 40, 3)}, ValueError, r"colors must be \[G, X\] or \[C, G, X\].*got \[3, 40, 3\]"),
-        ({"backgrounds": torch.zeros(2, 4)}, ValueError, r"backgrounds must be \[C, X\].*got \[2, 4\]"),
-        ({"colors": torch.zeros(40, 4, 3), "sh_degree": 2}, ValueError, r"sh_degree=2 needs at least 9 harmonics.*have 4"),
-        ({"features": torch.zeros(40, 4).int()}, TypeError, r"features must be float32 or float64, got torch.int32"),
-        ({"quats": torch.zeros(40, 4).half()}, TypeError, r"quats must be float32 or float64, got torch.float16"),
-        ({"quats": torch.zeros(40, 4).double()}, TypeError, r"quats must have the dtype of means, torch.float32"),
-        ({"scales": [1.0]}, TypeError, r"scales must be a tensor, got list"),
-        ({"render_mode": "rgb"}, ValueError, r"render_mode must be one of RGB, D, ED"),
-        ({"width": 0}, ValueError, r"width and height must be positive"),
-        ({"near_plane": 0.0}, ValueError, r"0 < near_plane < far_plane"),
-        ({"rasterize_mode": "fast"}, ValueError, r"rasterize_mode must be"),
-        ({"viewmats": torch.zeros(2, 4, 4)}, ValueError, r"viewmats\[0\] must be invertible"),
-        ({"viewmats": torch.eye(4).mT.repeat(2, 1, 1) + torch.tensor([[0.0] * 4] * 3 + [[1.0, 0, 0, 0]])}, ValueError, r"last row"),
-        ({"Ks": torch.zeros(2, 3, 3)}, ValueError, r"Ks must not be singular"),
-        ({"Ks": torch.tensor([[9.0, 1, 4], [0, 9, 4], [0, 0, 1]]).repeat(2, 1, 1)}, ValueError, r"no skew"),
-        ({"absgrad": True}, ValueError, r"absgrad=True is supported by backend='gsplat' only"),
-        ({"camera_model": "fisheye"}, ValueError, r"camera_model='fisheye' is supported by backend='gsplat' only"),
-        ({"camera_modle": "pinhole"}, TypeError, r"unknown argument 'camera_modle'; did you mean 'camera_model'"),
-        ({"backend": "cuda"}, ValueError, r"backend must be None, 'native' or 'gsplat', got 'cuda'"),
-    ],
-)
-def test_errors_name_the_argument(change, error, text):
-    with pytest.raises(error, match=text):
-        ops.rasterization(**{**make_scene(dtype=torch.float32), **change})
-
-
-def test_gsplat_backend_says_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gsplat", None)  # "not installed"
-    with pytest.raises(ImportError, match="needs the package gsplat, which is not installed"):
-        ops.rasterization(**make_scene(), backend="gsplat")
-    monkeypatch.setitem(sys.modules, "gsplat", types.ModuleType("gsplat"))
-    with pytest.raises(ValueError, match="renders on CUDA only, and means is on cpu"):
-        ops.rasterization(**make_scene(), backend="gsplat")
+def test_finite_values_whose_sum_overflows_are_rendered():
+    scene = make_scene(dtype=torch.float32)
+    colors, alphas, _ = ops.rasterization(**{**scene, "colors": torch.full((40, 3), 3e38)})
+    assert torch.isfinite(alphas).all() and alphas.any() and colors.max() > 1e37

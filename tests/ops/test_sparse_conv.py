@@ -387,29 +387,22 @@ def test_hostile_coordinates_raise():
             call()
 
 
-def test_bad_arguments_are_named():
-    coord = random_coord()
-    rulebook = ops.submanifold_rulebook(coord, 3)
-    weight = torch.randn(4, 3, 3, 3, 5)
-    with pytest.raises(TypeError, match="int32 tensor, got torch.int64"):
-        ops.submanifold_rulebook(coord.long(), 3)
-    with pytest.raises(ValueError, match=r"\[N, 4\] as \(batch, x, y, z\), got \(\d+, 3\)"):
-        ops.submanifold_rulebook(coord[:, 1:].contiguous(), 3)
-    with pytest.raises(ValueError, match="odd kernel"):
-        ops.submanifold_rulebook(coord, 2)
-    with pytest.raises(ValueError, match=r"x must lie in \[0, 4\)"):
-        ops.strided_rulebook(coord, (4, 8, 7), 2, 2)
-    with pytest.raises(ValueError, match="too small for kernel"):
-        ops.strided_rulebook(coord[:0], (1, 8, 7), 2, 2)
-    far = torch.tensor([[0, 0, 0, 0], [9, 2**31 - 1, 2**31 - 1, 2**31 - 1]], dtype=torch.int32)
-    with pytest.raises(ValueError, match="64-bit keys"):
-        ops.submanifold_rulebook(far, 3)
-    with pytest.raises(ValueError, match=r"features must be \[\d+, 5\]"):
-        ops.sparse_conv(torch.randn(len(coord), 4), weight, rulebook)
-    with pytest.raises(ValueError, match=r"with kernel \(3, 3, 3\)"):
-        ops.sparse_conv(torch.randn(len(coord), 5), weight[:, :2], rulebook)
-    with pytest.raises(ValueError, match=r"bias must be \[4\]"):
-        ops.sparse_conv(torch.randn(len(coord), 5), weight, rulebook, torch.randn(3))
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "inverse"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shared_cells_in_half_precision_are_rounded_once(dtype, kind):
+    """Many rows in a cell: what the cell holds is not rounded before it meets the weight, nor are gradients."""
+    coord = random_coord().repeat(37, 1)
+    down = ops.strided_rulebook(coord, SHAPE, 3, 2, 1)
+    rulebook = {"strided": down, "inverse": down.inverse(coord)}.get(kind) or ops.submanifold_rulebook(coord, 3)
+    features = (1 + torch.rand(rulebook.num_in, 4)).to(dtype).requires_grad_()
+    weight = torch.rand(8, 3, 3, 3, 4).to(dtype).requires_grad_()
+    grad = torch.rand(rulebook.num_out, 8).to(dtype)
+    wide = [t.detach().float().requires_grad_() for t in (features, weight)]
+    out, expected = ops.sparse_conv(features, weight, rulebook), ops.sparse_conv(*wide, rulebook)
+    assert torch.equal(out, expected.to(dtype))
+    grads = torch.autograd.grad(out, (features, weight), grad)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, wide, grad.float()), strict=True):
+        assert torch.equal(ours, theirs.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -79,7 +79,7 @@ def test_layer_errors():
         SubMConv3d(6, 4, 2)
     with pytest.raises(ValueError, match="backend must be"):
         SubMConv3d(6, 4, 3, backend="minkowski")
-    with pytest.raises(ValueError, match=r"z must lie in \[0, 2\)"):
+    with pytest.raises(ValueError, match=r"^SparseConvTensor: indices: z must lie in \[0, 2\)"):
         SparseConvTensor(x.features, coord, (9, 8, 2), BATCH)
     with pytest.raises(ValueError, match=r"batch must lie in \[0, 1\)"):
         SparseConvTensor(x.features, coord, SHAPE, 1)

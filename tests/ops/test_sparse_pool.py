@@ -186,6 +186,29 @@ def test_bad_arguments_are_named():
         sparse_pool(torch.ones(len(coord), 3, dtype=torch.int64), rulebook)
     with pytest.raises(ValueError, match=rf"features must be \[{len(coord)}, C\]"):
         sparse_pool(torch.randn(3, 3), rulebook)
+    with pytest.raises(TypeError, match="^sparse_pool: features must be a floating point tensor, got NoneType"):
+        sparse_pool(None, rulebook)
+    with pytest.raises(TypeError, match="^sparse_pool: rulebook must be a Rulebook, got NoneType"):
+        sparse_pool(torch.randn(3, 3), None)
+    with pytest.raises(ValueError, match="^sparse_pool: features must be on cpu as rulebook is, got meta"):
+        sparse_pool(torch.randn(len(coord), 3, device="meta"), rulebook)
+
+
+@pytest.mark.parametrize("kind", ["strided", "submanifold", "inverse"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduce", ["max", "mean", "sum"])
+def test_shared_cells_in_half_precision_are_rounded_once(reduce, dtype, kind):
+    """Many rows in a cell: its total is not rounded before it is added to that of other cells, nor are gradients."""
+    coord = random_coord().repeat(37, 1)
+    down = ops.strided_rulebook(coord, SHAPE, 3, 2, 1)
+    rulebook = {"strided": down, "inverse": down.inverse(coord)}.get(kind) or ops.submanifold_rulebook(coord, 3)
+    features = (1 + torch.rand(rulebook.num_in, 4)).to(dtype).requires_grad_()
+    wide = features.detach().float().requires_grad_()
+    out, expected = sparse_pool(features, rulebook, reduce), sparse_pool(wide, rulebook, reduce)
+    assert torch.equal(out, expected.to(dtype))
+    grad = torch.rand(out.shape).to(dtype)
+    ours = torch.autograd.grad(out, features, grad)[0]
+    assert torch.equal(ours, torch.autograd.grad(expected, wide, grad.float())[0].to(dtype))
 
 
 @pytest.mark.not_emulated
