@@ -117,6 +117,20 @@ def test_files_stay_readable(folder):
     assert {name: lines for name, lines in sizes.items() if lines > MAX_LINES} == {}
 
 
+@pytest.mark.parametrize("folder", ["csrc", "tests/cuda_emulator"])
+def test_lines_of_kernels_stay_readable(folder):
+    """Ruff looks at the Python; nothing else would stop a kernel's lines from growing beyond the same 120."""
+    paths = [path for path in (REPOSITORY / folder).rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
+    assert paths
+    long = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {len(line)}"
+        for path in paths
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert not long, "\n".join(long)
+
+
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function below its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body

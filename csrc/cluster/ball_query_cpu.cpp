@@ -23,7 +23,7 @@ constexpr int64_t kLanes = 16;  // arrays are padded to a multiple of every vect
 
 // One cell's points, and the points of the 27 cells around it, padded with points that are near nothing.
 template <class T>
-struct Neighborhood {
+struct Neighbourhood {
   const T *x, *y, *z;     // candidates
   const int32_t* id;
   int64_t count, padded;
@@ -34,7 +34,7 @@ struct Neighborhood {
 };
 
 template <class T>
-P3M_INLINE Vector<Truth<T>> near_lanes(const Neighborhood<T>& n, int64_t at, int64_t point) {
+P3M_INLINE Vector<Truth<T>> near_lanes(const Neighbourhood<T>& n, int64_t at, int64_t point) {
   const Vector<T> dx = load(n.x + at) - n.cell_x[point], dy = load(n.y + at) - n.cell_y[point],
                   dz = load(n.z + at) - n.cell_z[point];
   const Vector<T> distance = (dx * dx + dy * dy) + dz * dz;
@@ -42,7 +42,7 @@ P3M_INLINE Vector<Truth<T>> near_lanes(const Neighborhood<T>& n, int64_t at, int
 }
 
 template <class T>
-P3M_INLINE void count_near(const Neighborhood<T>& n, int32_t* count) {
+P3M_INLINE void count_near(const Neighbourhood<T>& n, int32_t* count) {
   for (int64_t point = 0; point < n.cell_count; ++point) {
     Vector<Truth<T>> total = {};
     for (int64_t at = 0; at < n.padded; at += VectorOf<T>::lanes) total -= near_lanes(n, at, point);
@@ -54,7 +54,7 @@ P3M_INLINE void count_near(const Neighborhood<T>& n, int32_t* count) {
 
 // Candidates must ascend. `near` and `found` have room for all of them and one more.
 template <class T>
-P3M_INLINE void list_near(const Neighborhood<T>& n, Truth<T>* near, int32_t* found, const int32_t* start_len,
+P3M_INLINE void list_near(const Neighbourhood<T>& n, Truth<T>* near, int32_t* found, const int32_t* start_len,
                           int32_t* idx) {
   for (int64_t point = 0; point < n.cell_count; ++point) {
     for (int64_t at = 0; at < n.padded; at += VectorOf<T>::lanes) store<Truth<T>>(near + at, near_lanes(n, at, point));
@@ -67,13 +67,13 @@ P3M_INLINE void list_near(const Neighborhood<T>& n, Truth<T>* near, int32_t* fou
   }
 }
 
-P3M_KERNEL void count_cell(const Neighborhood<float>& n, int32_t* count) { count_near(n, count); }
-P3M_KERNEL void count_cell(const Neighborhood<double>& n, int32_t* count) { count_near(n, count); }
-P3M_KERNEL void list_cell(const Neighborhood<float>& n, int32_t* near, int32_t* found, const int32_t* start_len,
+P3M_KERNEL void count_cell(const Neighbourhood<float>& n, int32_t* count) { count_near(n, count); }
+P3M_KERNEL void count_cell(const Neighbourhood<double>& n, int32_t* count) { count_near(n, count); }
+P3M_KERNEL void list_cell(const Neighbourhood<float>& n, int32_t* near, int32_t* found, const int32_t* start_len,
                           int32_t* idx) {
   list_near(n, near, found, start_len, idx);
 }
-P3M_KERNEL void list_cell(const Neighborhood<double>& n, int64_t* near, int32_t* found, const int32_t* start_len,
+P3M_KERNEL void list_cell(const Neighbourhood<double>& n, int64_t* near, int32_t* found, const int32_t* start_len,
                           int32_t* idx) {
   list_near(n, near, found, start_len, idx);
 }
@@ -134,7 +134,7 @@ class Gatherer {
   Gatherer(const Grid<T, Key>& grid, T square, int id_bits) : grid_(grid), square_(square), id_bits_(id_bits) {}
 
   // Candidates in the order of the grid, or by id.
-  Neighborhood<T> around(int64_t cell, const std::pair<int32_t, int32_t>* runs, int64_t num_runs, bool by_id) {
+  Neighbourhood<T> around(int64_t cell, const std::pair<int32_t, int32_t>* runs, int64_t num_runs, bool by_id) {
     count_ = 0;
     for (int64_t i = 0; i < num_runs; ++i) count_ += runs[i].second - runs[i].first;
     padded_ = (count_ + kLanes - 1) / kLanes * kLanes;
@@ -233,7 +233,7 @@ Tensor list_balls(const Tensor& coord, const Tensor& start_len, const int32_t* g
   std::vector<int32_t> count(num_points);
   share_units(units, [&](int64_t unit) {
     runs[unit] = find_runs(grid, unit * kCells, std::min(grid.num_cells(), (unit + 1) * kCells));
-    for_cells(unit, false, [&](auto&, const Neighborhood<T>& n) { count_cell(n, count.data()); });
+    for_cells(unit, false, [&](auto&, const Neighbourhood<T>& n) { count_cell(n, count.data()); });
   });
   int64_t total = 0;
   int32_t* lists = start_len.mutable_data_ptr<int32_t>();
@@ -245,7 +245,7 @@ Tensor list_balls(const Tensor& coord, const Tensor& start_len, const int32_t* g
   const Tensor idx = torch::stable::new_empty(start_len, {total});
   int32_t* to = idx.mutable_data_ptr<int32_t>();
   share_units(units, [&](int64_t unit) {
-    for_cells(unit, true, [&](auto& gatherer, const Neighborhood<T>& n) {
+    for_cells(unit, true, [&](auto& gatherer, const Neighbourhood<T>& n) {
       list_cell(n, gatherer.near(), gatherer.found(), lists, to);
     });
   });

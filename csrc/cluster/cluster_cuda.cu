@@ -135,13 +135,13 @@ __global__ void write_lists(const int64_t* start, int64_t num_points, int32_t* s
 }
 
 template <class T>
-__global__ void write_pairs(Buckets<T> buckets, const int64_t* start, uint32_t* neighbor, int32_t* point) {
+__global__ void write_pairs(Buckets<T> buckets, const int64_t* start, uint32_t* neighbour, int32_t* point) {
   const int64_t place = global_thread();
   if (place >= buckets.num_points) return;
   const int self = buckets.point[place];
   int64_t to = start[self];
   for_near(buckets, place, [&](int other) {
-    neighbor[to] = static_cast<uint32_t>(other);
+    neighbour[to] = static_cast<uint32_t>(other);
     point[to++] = self;
   });
 }
@@ -159,10 +159,10 @@ std::tuple<Tensor, Tensor> list_balls(CudaWork& work, const Tensor& coord, const
   check_total(total);
   launch(work, write_lists, grid, kThreads, 0, start, num_points, start_len.mutable_data_ptr<int32_t>());
   const Tensor idx = torch::stable::new_empty(start_len, {total});
-  uint32_t *neighbor = work.scratch<uint32_t>(total), *sorted_neighbor = work.scratch<uint32_t>(total);
+  uint32_t *neighbour = work.scratch<uint32_t>(total), *sorted_neighbour = work.scratch<uint32_t>(total);
   int32_t* point = work.scratch<int32_t>(total);
-  launch(work, write_pairs<T>, grid, kThreads, 0, buckets, start, neighbor, point);
-  sort_pairs(work, neighbor, sorted_neighbor, point, idx.mutable_data_ptr<int32_t>(), total,
+  launch(work, write_pairs<T>, grid, kThreads, 0, buckets, start, neighbour, point);
+  sort_pairs(work, neighbour, sorted_neighbour, point, idx.mutable_data_ptr<int32_t>(), total,
              std::bit_width(static_cast<uint64_t>(num_points)));
   return {idx, start_len};
 }

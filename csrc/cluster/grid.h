@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "common/simd.h"
 
 namespace pointcept3m {
+namespace {
 namespace grid_detail {
 
 constexpr int64_t kBlock = 8192;
@@ -32,11 +34,19 @@ void share_blocks(int64_t count, const Work& work) {
               [&](int64_t block) { work(block, block * kBlock, std::min(count, (block + 1) * kBlock)); });
 }
 
-inline void sort_items(std::vector<SortItem<uint64_t>>& items, int bits) { radix_sort(items, bits); }
+// A row with a key of 128 bits: too rare for a radix sort of its own.
+struct Widest {
+  unsigned __int128 word;
+  int64_t place;
 
-inline void sort_items(std::vector<SortItem<unsigned __int128>>& items, int) {
-  std::sort(items.begin(), items.end(),
-            [](const auto& a, const auto& b) { return a.key != b.key ? a.key < b.key : a.row < b.row; });
+  static Widest make(unsigned __int128 key, int64_t row) { return {key, row}; }
+  int64_t row() const { return place; }
+};
+
+inline void sort_items(Items<Widest>& items) {
+  std::sort(items.now.get(), items.now.get() + items.count, [](const Widest& a, const Widest& b) {
+    return a.word != b.word ? a.word < b.word : a.place < b.place;
+  });
 }
 
 // A coordinate so huge that the product overflows has no neighbours but its equals, and cell 0 serves them as well.
@@ -207,7 +217,9 @@ Grid<T, Key> fill_grid(const T* coord, int64_t num_points, const int32_t* group,
   Grid<T, Key> grid;
   for (int d = 0; d < 3; ++d) grid.size[d] = static_cast<int64_t>(plan.axis[d].size) + 2 * plan.reach;
 
-  std::vector<SortItem<Key>> items(num_points);
+  using Item = std::conditional_t<sizeof(Key) == sizeof(uint64_t), Wide, Widest>;
+  const double keys = plan.num_keys();
+  Items<Item> items(num_points, keys < 2 ? 0 : static_cast<int>(std::ceil(std::log2(keys))) + 1, 0);
   std::vector<int64_t> finite(num_blocks(num_points) + 1);
   share_blocks(num_points, [&](int64_t block, int64_t begin, int64_t end) {
     int64_t place = begin;
@@ -218,32 +230,31 @@ Grid<T, Key> fill_grid(const T* coord, int64_t num_points, const int32_t* group,
       for (int d = 0; d < 3; ++d)
         key = key * static_cast<Key>(grid.size[d]) +
               static_cast<Key>(plan.axis[d](cell_number(p[d], plan.inverse)) + plan.reach);
-      items[place++] = {key, static_cast<int32_t>(i)};
+      items.now[place++] = Item::make(key, i);
     }
     finite[block] = place - begin;
   });
   int64_t count = 0;
   for (int64_t block = 0; block < num_blocks(num_points); ++block) {
-    if (count != block * kBlock) std::copy_n(items.begin() + block * kBlock, finite[block], items.begin() + count);
+    Item* from = items.now.get() + block * kBlock;
+    if (count != block * kBlock) std::copy_n(from, finite[block], items.now.get() + count);
     count += finite[block];
   }
-  items.resize(count);
-  const double keys = plan.num_keys();
-  sort_items(items, keys < 2 ? 0 : static_cast<int>(std::ceil(std::log2(keys))) + 1);
+  items.count = count;
+  sort_items(items);
 
   grid.row.resize(count);
   for (auto* values : {&grid.x, &grid.y, &grid.z}) values->reset(new T[count + 1]);
   share_blocks(count, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t place = begin; place < end; ++place) {
-      const int32_t row = items[place].row;
-      grid.row[place] = row;
-      grid.x[place] = coord[3 * int64_t{row}], grid.y[place] = coord[3 * int64_t{row} + 1],
-      grid.z[place] = coord[3 * int64_t{row} + 2];
+      const int64_t row = items.now[place].row();
+      grid.row[place] = static_cast<int32_t>(row);
+      grid.x[place] = coord[3 * row], grid.y[place] = coord[3 * row + 1], grid.z[place] = coord[3 * row + 2];
     }
   });
   for (int64_t place = 0; place < count; ++place)
-    if (place == 0 || items[place].key != items[place - 1].key) {
-      grid.key.push_back(items[place].key);
+    if (place == 0 || items.key(place) != items.key(place - 1)) {
+      grid.key.push_back(items.key(place));
       grid.start.push_back(static_cast<int32_t>(place));
     }
   grid.key.insert(grid.key.end(), 2 * plan.reach + 4, ~Key{0});  // as many as are looked at past the end
@@ -251,4 +262,5 @@ Grid<T, Key> fill_grid(const T* coord, int64_t num_points, const int32_t* group,
   return grid;
 }
 
+}  // namespace
 }  // namespace pointcept3m

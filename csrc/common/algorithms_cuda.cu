@@ -1,3 +1,5 @@
+// The one file that compiles CUB, for sort_pairs and the sums of algorithms.cuh; the emulator sorts with the standard
+// library instead.
 #include "common/algorithms.cuh"
 
 #ifdef P3M_EMULATE_CUDA
@@ -12,7 +14,8 @@ namespace pointcept3m {
 #ifdef P3M_EMULATE_CUDA
 
 template <class K, class V>
-void sort_pairs(CudaWork&, const K* keys, K* sorted_keys, const V* values, V* sorted_values, int64_t count, int end_bit) {
+void sort_pairs(CudaWork&, const K* keys, K* sorted_keys, const V* values, V* sorted_values, int64_t count,
+                int end_bit) {
   const auto masked = [&](K key) {
     using U = std::make_unsigned_t<K>;
     const U flipped = std::is_signed_v<K> ? static_cast<U>(key) ^ (U{1} << (8 * sizeof(K) - 1)) : static_cast<U>(key);
@@ -54,7 +57,8 @@ void with_scratch(CudaWork& work, const Call& call) {
 }
 
 template <class K, class V>
-void sort_pairs(CudaWork& work, const K* keys, K* sorted_keys, const V* values, V* sorted_values, int64_t count, int end_bit) {
+void sort_pairs(CudaWork& work, const K* keys, K* sorted_keys, const V* values, V* sorted_values, int64_t count,
+                int end_bit) {
   if (count == 0) return;
   with_scratch(work, [&](void* memory, size_t& bytes) {
     return cub::DeviceRadixSort::SortPairs(memory, bytes, keys, sorted_keys, values, sorted_values, count, 0, end_bit,

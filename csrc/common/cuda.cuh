@@ -146,7 +146,8 @@ void launch(const CudaWork& work, void (*kernel)(Parameters...), dim3 grid, dim3
   emulator::run(grid, block, shared_bytes, [=] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   if (shared_bytes > 48 * 1024)
-    P3M_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    P3M_CHECK_CUDA(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   kernel<<<grid, block, shared_bytes, work.stream()>>>(static_cast<Parameters>(arguments)...);
   P3M_CHECK_CUDA(cudaGetLastError());
 #endif

@@ -1,4 +1,4 @@
-// Large results: fewer page faults, and stores that do not read what they overwrite.
+// For ops that write large results: fewer page faults, and stores that do not read what they overwrite.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Vectors of 64 bytes: one AVX-512 register, two of AVX2, four of SSE; the compiler splits them as needed.
+// What inner loops on the CPU compute with: vectors of 64 bytes, one AVX-512 register, two of AVX2
+// or four of SSE; the compiler splits them as needed.
 #pragma once
 
 #include <cstdint>

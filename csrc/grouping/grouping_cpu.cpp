@@ -64,7 +64,8 @@ P3M_INLINE void average_rows(const Weighted<T>& job, int64_t begin, int64_t end,
 }
 
 template <class T>
-P3M_INLINE void return_rows(const Weighted<T>& job, const Bins& bins, int64_t begin, int64_t end, std::vector<Term<T>>& terms) {
+P3M_INLINE void return_rows(const Weighted<T>& job, const Bins& bins, int64_t begin, int64_t end,
+                            std::vector<Term<T>>& terms) {
   for (int64_t row = begin; row < end; ++row) {
     terms.clear();
     for (int64_t place = bins.start[row]; place < bins.start[row + 1]; ++place) {
@@ -75,12 +76,13 @@ P3M_INLINE void return_rows(const Weighted<T>& job, const Bins& bins, int64_t be
   }
 }
 
-#define P3M_GROUPING_KERNELS(T)                                                                                            \
-  P3M_KERNEL void average_some(const Weighted<T>& job, int64_t begin, int64_t end, Term<T>* terms) {                       \
-    average_rows(job, begin, end, terms);                                                                                  \
-  }                                                                                                                        \
-  P3M_KERNEL void return_some(const Weighted<T>& job, const Bins& bins, int64_t begin, int64_t end, std::vector<Term<T>>& terms) { \
-    return_rows(job, bins, begin, end, terms);                                                                             \
+#define P3M_GROUPING_KERNELS(T)                                                                                       \
+  P3M_KERNEL void average_some(const Weighted<T>& job, int64_t begin, int64_t end, Term<T>* terms) {                  \
+    average_rows(job, begin, end, terms);                                                                             \
+  }                                                                                                                   \
+  P3M_KERNEL void return_some(const Weighted<T>& job, const Bins& bins, int64_t begin, int64_t end,                   \
+                              std::vector<Term<T>>& terms) {                                                          \
+    return_rows(job, bins, begin, end, terms);                                                                        \
   }
 P3M_GROUPING_KERNELS(float)
 P3M_GROUPING_KERNELS(double)
@@ -99,7 +101,8 @@ void check_arguments(const Tensor& rows, const Tensor& idx, const Tensor& weight
 
 template <class T>
 Weighted<T> job_of(const Tensor& rows, const Tensor& idx, const Tensor& weight, const Tensor& out) {
-  return {rows.const_data_ptr<T>(), idx.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(), idx.size(1), rows.size(1), out.mutable_data_ptr<T>()};
+  return {rows.const_data_ptr<T>(), idx.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(),
+          idx.size(1),              rows.size(1),                  out.mutable_data_ptr<T>()};
 }
 
 template <class T>
@@ -131,7 +134,8 @@ Tensor interpolate_rows(const Tensor& feat, const Tensor& idx, const Tensor& wei
 }
 
 Tensor interpolate_rows_backward(const Tensor& grad, const Tensor& idx, const Tensor& weight, int64_t num_rows) {
-  STD_TORCH_CHECK(num_rows >= 0 && num_rows < std::numeric_limits<int32_t>::max() - 1, "num_rows must lie in [0, 2^31 - 2)");
+  STD_TORCH_CHECK(num_rows >= 0 && num_rows < std::numeric_limits<int32_t>::max() - 1,
+                  "num_rows must lie in [0, 2^31 - 2)");
   check_arguments(grad, idx, weight, num_rows);
   STD_TORCH_CHECK(grad.size(0) == idx.size(0), "grad must have one row for each of idx");
   const Tensor out = torch::stable::new_empty(grad, {num_rows, grad.size(1)});

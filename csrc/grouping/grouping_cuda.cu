@@ -35,7 +35,8 @@ __global__ void average_rows(Weighted<T> job, int64_t num_queries) {
 }
 
 // Absent neighbours sort behind all rows.
-__global__ void make_keys(const int32_t* idx, int64_t count, int64_t num_rows, uint32_t* keys, int32_t* entries, int32_t* outside) {
+__global__ void make_keys(const int32_t* idx, int64_t count, int64_t num_rows, uint32_t* keys, int32_t* entries,
+                          int32_t* outside) {
   const int64_t i = global_thread();
   if (i >= count) return;
   if (idx[i] < -1 || idx[i] >= num_rows) *outside = 1;
@@ -79,25 +80,30 @@ void check_arguments(const Tensor& rows, const Tensor& idx, const Tensor& weight
   check_contiguous_cuda(idx, "idx");
   check_contiguous_cuda(weight, "weight");
   check_weighted_rows(rows, idx, weight);
-  STD_TORCH_CHECK(idx.get_device_index() == rows.get_device_index() && weight.get_device_index() == rows.get_device_index(),
+  const auto device = rows.get_device_index();
+  STD_TORCH_CHECK(idx.get_device_index() == device && weight.get_device_index() == device,
                   "idx and weight must be on the device of the rows");
 }
 
 template <class T>
 Weighted<T> job_of(const Tensor& rows, const Tensor& idx, const Tensor& weight, const Tensor& out) {
-  return {rows.const_data_ptr<T>(), idx.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(), idx.size(1), rows.size(1), out.mutable_data_ptr<T>()};
+  return {rows.const_data_ptr<T>(), idx.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(),
+          idx.size(1),              rows.size(1),                  out.mutable_data_ptr<T>()};
 }
 
 Tensor interpolate_rows(const Tensor feat, const Tensor idx, const Tensor weight) {
   check_arguments(feat, idx, weight);
   CudaWork work(feat);
   auto* outside = work.zeroed_scratch<int32_t>(1);
-  launch(work, check_idx, blocks_for(idx.numel(), kThreads), kThreads, 0, idx.const_data_ptr<int32_t>(), idx.numel(), feat.size(0), outside);
+  launch(work, check_idx, blocks_for(idx.numel(), kThreads), kThreads, 0, idx.const_data_ptr<int32_t>(), idx.numel(),
+         feat.size(0), outside);
   STD_TORCH_CHECK(!work.read_back(outside), "idx must lie in [-1, ", feat.size(0), ")");
   const Tensor out = torch::stable::new_empty(feat, {idx.size(0), feat.size(1)});
   const dim3 blocks = blocks_for(idx.size(0) * kWarp, kThreads);
-  if (feat.scalar_type() == ScalarType::Float) launch(work, average_rows<float>, blocks, kThreads, 0, job_of<float>(feat, idx, weight, out), idx.size(0));
-  else launch(work, average_rows<double>, blocks, kThreads, 0, job_of<double>(feat, idx, weight, out), idx.size(0));
+  if (feat.scalar_type() == ScalarType::Float)
+    launch(work, average_rows<float>, blocks, kThreads, 0, job_of<float>(feat, idx, weight, out), idx.size(0));
+  else
+    launch(work, average_rows<double>, blocks, kThreads, 0, job_of<double>(feat, idx, weight, out), idx.size(0));
   return out;
 }
 
@@ -111,7 +117,8 @@ Tensor interpolate_rows_backward(const Tensor grad, const Tensor idx, const Tens
   auto *numbers = work.scratch<int32_t>(count), *entries = work.scratch<int32_t>(count);
   auto* start = work.scratch<int32_t>(num_rows + 1);
   auto* outside = work.zeroed_scratch<int32_t>(1);
-  launch(work, make_keys, blocks_for(count, kThreads), kThreads, 0, idx.const_data_ptr<int32_t>(), count, num_rows, keys, numbers, outside);
+  launch(work, make_keys, blocks_for(count, kThreads), kThreads, 0, idx.const_data_ptr<int32_t>(), count, num_rows,
+         keys, numbers, outside);
   STD_TORCH_CHECK(!work.read_back(outside), "idx must lie in [-1, ", num_rows, ")");
   int bits = 1;
   while (num_rows >> bits > 0) ++bits;
@@ -120,9 +127,11 @@ Tensor interpolate_rows_backward(const Tensor grad, const Tensor idx, const Tens
   const Tensor out = torch::stable::new_empty(grad, {num_rows, grad.size(1)});
   const dim3 blocks = blocks_for(num_rows * kWarp, kThreads);
   if (grad.scalar_type() == ScalarType::Float)
-    launch(work, return_rows<float>, blocks, kThreads, 0, job_of<float>(grad, idx, weight, out), start, entries, num_rows);
+    launch(work, return_rows<float>, blocks, kThreads, 0, job_of<float>(grad, idx, weight, out), start, entries,
+           num_rows);
   else
-    launch(work, return_rows<double>, blocks, kThreads, 0, job_of<double>(grad, idx, weight, out), start, entries, num_rows);
+    launch(work, return_rows<double>, blocks, kThreads, 0, job_of<double>(grad, idx, weight, out), start, entries,
+           num_rows);
   return out;
 }
 

@@ -104,7 +104,8 @@ std::pair<Range, Range> cut(Forest<T>& forest, const Range& range) {
   const Tree& tree = forest.trees[range.tree];
   const int64_t left = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(range.count)) / 2);
   Placed<T>* begin = forest.points.get() + tree.first_point + range.leaf * kWide;
-  Placed<T>* end = forest.points.get() + tree.first_point + std::min(tree.num_points, (range.leaf + range.count) * kWide);
+  Placed<T>* end =
+      forest.points.get() + tree.first_point + std::min(tree.num_points, (range.leaf + range.count) * kWide);
   const int side = widest_side(begin, end);
   std::nth_element(begin, begin + left * kWide, end, [side](const Placed<T>& a, const Placed<T>& b) {
     return a.coord[side] != b.coord[side] ? a.coord[side] < b.coord[side] : a.id < b.id;
@@ -210,7 +211,8 @@ Forest<T> build_forest(const T* coord, const int64_t* offset, int64_t num_items)
   for (int round = 0; round < 6; ++round) {
     std::vector<Range> large, small;
     for (const Range& range : ranges) (range.count >= enough ? large : small).push_back(range);
-    if (large.empty() || static_cast<int64_t>(large.size()) >= 8 * static_cast<int64_t>(torch::stable::get_num_threads())) break;
+    const auto enough = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
+    if (large.empty() || static_cast<int64_t>(large.size()) >= enough) break;
     std::vector<std::pair<Range, Range>> halves(large.size());
     share_units(static_cast<int64_t>(large.size()), [&](int64_t i) { halves[i] = cut(forest, large[i]); });
     ranges = std::move(small);

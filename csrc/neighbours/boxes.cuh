@@ -2,8 +2,8 @@
 // boxes of a box, in one step.
 //
 // Points are ordered as in a k-d tree, from the top: in each round every aligned range of 2^h leaves of an item is
-// sorted along its widest side, all ranges by one radix sort of (range, coordinate). That is log2(N / 32) sorts of 64-bit
-// keys, some 2 ms for a million points, and unlike a grid or a space-filling curve it does not mind outliers and
+// sorted along its widest side, all ranges by one radix sort of (range, coordinate). That is log2(N / 32) sorts of
+// 64-bit keys, some 2 ms for a million points, and unlike a grid or a space-filling curve it does not mind outliers and
 // clusters. Boxes do not know of items: a walk keeps to the leaves of its item.
 #pragma once
 
@@ -104,7 +104,8 @@ __global__ void measure_ranges(Items items, const T* coord, const int32_t* order
 
 // Points that are not finite go to the end of their range.
 template <class T>
-__global__ void make_keys(Items items, const T* coord, const int32_t* order, int height, const int32_t* bounds, uint64_t* keys) {
+__global__ void make_keys(Items items, const T* coord, const int32_t* order, int height, const int32_t* bounds,
+                          uint64_t* keys) {
   const auto leaf = static_cast<int32_t>(global_thread() / kWarp);
   if (leaf >= items.num_leaves) return;
   const Place place = place_of(items, leaf, threadIdx.x % kWarp);
@@ -122,7 +123,8 @@ __global__ void make_keys(Items items, const T* coord, const int32_t* order, int
     }
   }
   const T* p = coord + 3 * static_cast<int64_t>(order[place.point]);
-  const uint32_t low = is_finite(p) ? static_cast<uint32_t>(ordered(static_cast<float>(p[side]))) ^ 0x80000000u : 0xffffffffu;
+  const uint32_t low =
+      is_finite(p) ? static_cast<uint32_t>(ordered(static_cast<float>(p[side]))) ^ 0x80000000u : 0xffffffffu;
   keys[place.point] = static_cast<uint64_t>(range) << 32 | low;
 }
 
@@ -211,7 +213,8 @@ Boxes<T> build_boxes(CudaWork& work, const T* coord, const std::vector<int32_t>&
   const int32_t num_leaves = first_leaf.back();
   const int64_t num_points = first_point.back();
   Boxes<T> boxes = {};
-  boxes.items = {on_device(work, first_point), on_device(work, first_leaf), static_cast<int32_t>(first_point.size()) - 1, num_leaves};
+  boxes.items = {on_device(work, first_point), on_device(work, first_leaf),
+                 static_cast<int32_t>(first_point.size()) - 1, num_leaves};
 
   auto *order = work.scratch<int32_t>(num_points), *sorted = work.scratch<int32_t>(num_points);
   auto *keys = work.scratch<uint64_t>(num_points), *sorted_keys = work.scratch<uint64_t>(num_points);
@@ -242,7 +245,8 @@ Boxes<T> build_boxes(CudaWork& work, const T* coord, const std::vector<int32_t>&
   }
   launch(work, fill_leaves<T>, leaf_blocks, kThreads, 0, boxes, coord);
   for (int i = 1; i < boxes.num_levels; ++i)
-    launch(work, fill_level<T>, blocks_for(static_cast<int64_t>(boxes.level[i].count) * kWarp, kThreads), kThreads, 0, boxes.level[i - 1], boxes.level[i]);
+    launch(work, fill_level<T>, blocks_for(static_cast<int64_t>(boxes.level[i].count) * kWarp, kThreads), kThreads, 0,
+           boxes.level[i - 1], boxes.level[i]);
   return boxes;
 }
 

@@ -12,14 +12,18 @@ struct Key;
 template <>
 struct Key<float> {
   using type = int64_t;
-  P3M_INLINE static type make(float square, int32_t id) { return static_cast<type>(std::bit_cast<int32_t>(square)) << 32 | id; }
+  P3M_INLINE static type make(float square, int32_t id) {
+    return static_cast<type>(std::bit_cast<int32_t>(square)) << 32 | id;
+  }
   P3M_INLINE static float square(type key) { return std::bit_cast<float>(static_cast<int32_t>(key >> 32)); }
   P3M_INLINE static int32_t id(type key) { return static_cast<int32_t>(key); }
 };
 template <>
 struct Key<double> {
   using type = __int128;
-  P3M_INLINE static type make(double square, int32_t id) { return static_cast<type>(std::bit_cast<int64_t>(square)) << 32 | id; }
+  P3M_INLINE static type make(double square, int32_t id) {
+    return static_cast<type>(std::bit_cast<int64_t>(square)) << 32 | id;
+  }
   P3M_INLINE static double square(type key) { return std::bit_cast<double>(static_cast<int64_t>(key >> 32)); }
   P3M_INLINE static int32_t id(type key) { return static_cast<int32_t>(key); }
 };
@@ -33,7 +37,8 @@ P3M_INLINE unsigned lanes_of(const Mask& mask) {
     std::memcpy(pairs, &mask, 64);
     Vector<int32_t> flags = mask & load(bit);
     std::memcpy(pairs, &flags, 64);
-    const int64_t all = ((pairs[0] | pairs[1]) | (pairs[2] | pairs[3])) | ((pairs[4] | pairs[5]) | (pairs[6] | pairs[7]));
+    const int64_t all =
+        ((pairs[0] | pairs[1]) | (pairs[2] | pairs[3])) | ((pairs[4] | pairs[5]) | (pairs[6] | pairs[7]));
     return static_cast<unsigned>(all | all >> 32);
   } else {
     unsigned all = 0;
@@ -56,7 +61,8 @@ P3M_INLINE Vector<T> box_distance(const Boxes<T>& boxes, int64_t at, const T* po
 
 template <class T>
 P3M_INLINE Vector<T> point_distance(const Leaf<T>& leaf, int64_t at, const T* point) {
-  const Vector<T> x = load(leaf.coord[0] + at) - point[0], y = load(leaf.coord[1] + at) - point[1], z = load(leaf.coord[2] + at) - point[2];
+  const Vector<T> x = load(leaf.coord[0] + at) - point[0], y = load(leaf.coord[1] + at) - point[1],
+                  z = load(leaf.coord[2] + at) - point[2];
   return square_sum(x, y, z);
 }
 

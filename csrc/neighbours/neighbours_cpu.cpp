@@ -33,23 +33,27 @@ struct Ball {
 };
 
 template <class T, class Keep>
-P3M_INLINE void find_nearest(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Found<T>& found, Keep& keep) {
+P3M_INLINE void find_nearest(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,
+                             const Found<T>& found, Keep& keep) {
   for (int64_t i = 0; i < count; ++i) {
     keep.clear();
     search(forest, tree, queries[i].coord, keep);
     const auto* keys = keep.result();
-    for (int64_t j = 0; j < found.width; ++j) found.write(queries[i].id, j, Key<T>::square(keys[j]), Key<T>::id(keys[j]));
+    for (int64_t j = 0; j < found.width; ++j)
+      found.write(queries[i].id, j, Key<T>::square(keys[j]), Key<T>::id(keys[j]));
   }
 }
 
 template <class T>
-P3M_INLINE void find_few(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Found<T>& found) {
+P3M_INLINE void find_few(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,
+                         const Found<T>& found) {
   NearestFew<T> keep(found.width);
   find_nearest(forest, tree, queries, count, found, keep);
 }
 
 template <class T>
-P3M_INLINE void find_many(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Found<T>& found) {
+P3M_INLINE void find_many(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,
+                          const Found<T>& found) {
   NearestMany<T> keep(found.width);
   find_nearest(forest, tree, queries, count, found, keep);
 }
@@ -68,7 +72,8 @@ void select(K* keys, int64_t begin, int64_t end, int64_t first, int64_t last, co
 
 // Of `count` neighbours in the ball, `width` spread evenly over their distances; or the first by rank.
 template <class T>
-void choose(const T* query, const Ball<T>& ball, int64_t row, std::vector<typename Key<T>::type>& keys, std::vector<int64_t>& ranked, const Found<T>& found) {
+void choose(const T* query, const Ball<T>& ball, int64_t row, std::vector<typename Key<T>::type>& keys,
+            std::vector<int64_t>& ranked, const Found<T>& found) {
   const auto count = static_cast<int64_t>(keys.size()), width = found.width, kept = std::min(count, width);
   if (ball.rank) {
     ranked.clear();
@@ -91,7 +96,8 @@ void choose(const T* query, const Ball<T>& ball, int64_t row, std::vector<typena
 }
 
 template <class T>
-P3M_INLINE void find_within(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Ball<T>& ball, const Found<T>& found) {
+P3M_INLINE void find_within(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,
+                            const Ball<T>& ball, const Found<T>& found) {
   Within<T> keep(ball.low, ball.high);
   std::vector<int64_t> ranked;
   for (int64_t i = 0; i < count; ++i) {
@@ -101,16 +107,18 @@ P3M_INLINE void find_within(const Forest<T>& forest, const Tree& tree, const Pla
   }
 }
 
-#define P3M_SEARCH_KERNELS(T)                                                                                                                  \
-  P3M_KERNEL void nearest_few(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Found<T>& found) {      \
-    find_few(forest, tree, queries, count, found);                                                                                             \
-  }                                                                                                                                            \
-  P3M_KERNEL void nearest_many(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Found<T>& found) {     \
-    find_many(forest, tree, queries, count, found);                                                                                            \
-  }                                                                                                                                            \
-  P3M_KERNEL void within(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count, const Ball<T>& ball,               \
-                         const Found<T>& found) {                                                                                              \
-    find_within(forest, tree, queries, count, ball, found);                                                                                    \
+#define P3M_SEARCH_KERNELS(T)                                                                                         \
+  P3M_KERNEL void nearest_few(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,     \
+                              const Found<T>& found) {                                                                \
+    find_few(forest, tree, queries, count, found);                                                                    \
+  }                                                                                                                   \
+  P3M_KERNEL void nearest_many(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,    \
+                               const Found<T>& found) {                                                               \
+    find_many(forest, tree, queries, count, found);                                                                   \
+  }                                                                                                                   \
+  P3M_KERNEL void within(const Forest<T>& forest, const Tree& tree, const Placed<T>* queries, int64_t count,          \
+                         const Ball<T>& ball, const Found<T>& found) {                                                \
+    find_within(forest, tree, queries, count, ball, found);                                                           \
   }
 P3M_SEARCH_KERNELS(float)
 P3M_SEARCH_KERNELS(double)
@@ -121,8 +129,13 @@ struct Batch {
   const Tensor &coord, &offset, &new_coord, &new_offset;
   bool own;
 
-  Batch(const Tensor& coord, const Tensor& offset, const std::optional<Tensor>& new_coord, const std::optional<Tensor>& new_offset)
-      : coord(coord), offset(offset), new_coord(new_coord ? *new_coord : coord), new_offset(new_offset ? *new_offset : offset), own(!new_coord) {
+  Batch(const Tensor& coord, const Tensor& offset, const std::optional<Tensor>& new_coord,
+        const std::optional<Tensor>& new_offset)
+      : coord(coord),
+        offset(offset),
+        new_coord(new_coord ? *new_coord : coord),
+        new_offset(new_offset ? *new_offset : offset),
+        own(!new_coord) {
     STD_TORCH_CHECK(new_coord.has_value() == new_offset.has_value(), "new_coord and new_offset go together");
     check(this->coord, this->offset, "coord", "offset");
     check(this->new_coord, this->new_offset, "new_coord", "new_offset");
@@ -157,7 +170,8 @@ void for_queries(const Batch& batch, const Find& find) {
   share_units(static_cast<int64_t>(blocks.size()), [&](int64_t unit) {
     const auto [item, begin] = blocks[unit];
     const Tree& tree = queries.trees[item];
-    find(forest, forest.trees[item], queries.points.get() + tree.first_point + begin, std::min(block, tree.num_points - begin));
+    find(forest, forest.trees[item], queries.points.get() + tree.first_point + begin,
+         std::min(block, tree.num_points - begin));
   });
 }
 
@@ -193,7 +207,8 @@ Pair knn_query(int64_t nsample, const Tensor& coord, const Tensor& offset, const
 }
 
 template <class T>
-void ball_typed(int64_t nsample, double max_radius, double min_radius, const int64_t* rank, const Batch& batch, const Tensor& idx, const Tensor& dist) {
+void ball_typed(int64_t nsample, double max_radius, double min_radius, const int64_t* rank, const Batch& batch,
+                const Tensor& idx, const Tensor& dist) {
   const Found<T> found = start<T>(nsample, idx, dist);
   const T low = static_cast<T>(min_radius), high = static_cast<T>(max_radius);
   const Ball<T> ball = {low * low, high * high, rank, batch.coord.const_data_ptr<T>()};
@@ -203,22 +218,26 @@ void ball_typed(int64_t nsample, double max_radius, double min_radius, const int
 }
 
 Pair ball_query(int64_t nsample, double max_radius, double min_radius, const Tensor& coord, const Tensor& offset,
-                const std::optional<Tensor>& new_coord, const std::optional<Tensor>& new_offset, const std::optional<Tensor>& rank) {
+                const std::optional<Tensor>& new_coord, const std::optional<Tensor>& new_offset,
+                const std::optional<Tensor>& rank) {
   STD_TORCH_CHECK(nsample > 0 && nsample < kNoPoint, "nsample must be positive");
   STD_TORCH_CHECK(min_radius >= 0 && max_radius > min_radius, "radii must satisfy 0 <= min_radius < max_radius");
   const Batch batch(coord, offset, new_coord, new_offset);
   const int64_t* ranks = nullptr;
   if (rank) {
     check_contiguous_cpu(*rank, "rank");
-    STD_TORCH_CHECK(rank->scalar_type() == ScalarType::Long && rank->dim() == 1 && rank->size(0) == coord.size(0), "rank must be int64 of shape [N]");
+    STD_TORCH_CHECK(rank->scalar_type() == ScalarType::Long && rank->dim() == 1 && rank->size(0) == coord.size(0),
+                    "rank must be int64 of shape [N]");
     ranks = rank->const_data_ptr<int64_t>();
     for (int64_t i = 0; i < coord.size(0); ++i)
       STD_TORCH_CHECK(ranks[i] >= 0 && ranks[i] < coord.size(0), "rank must lie in [0, N)");
   }
   const Tensor idx = torch::stable::new_empty(coord, {batch.new_coord.size(0), nsample}, ScalarType::Int);
   const Tensor dist = torch::stable::new_empty(coord, {batch.new_coord.size(0), nsample});
-  if (coord.scalar_type() == ScalarType::Float) ball_typed<float>(nsample, max_radius, min_radius, ranks, batch, idx, dist);
-  else ball_typed<double>(nsample, max_radius, min_radius, ranks, batch, idx, dist);
+  if (coord.scalar_type() == ScalarType::Float)
+    ball_typed<float>(nsample, max_radius, min_radius, ranks, batch, idx, dist);
+  else
+    ball_typed<double>(nsample, max_radius, min_radius, ranks, batch, idx, dist);
   return {idx, dist};
 }
 

@@ -1,9 +1,9 @@
 // knn_query and ball_query on the GPU: one warp for each query walks through boxes.cuh.
 //
 // A step costs one coalesced read of 32 boxes or 32 points and a handful of warp functions; queries that are the points
-// themselves are taken in the order of the leaves, so that warps of a block read the same lines. Balls are walked twice,
-// to count and to fill; then every member finds its own rank among the members, which needs no sort and says whether it
-// is in the sample. The host waits for the offsets, and for the number of points in all balls.
+// themselves are taken in the order of the leaves, so that warps of a block read the same lines. Balls are walked
+// twice, to count and to fill; then every member finds its own rank among the members, which needs no sort and says
+// whether it is in the sample. The host waits for the offsets, and for the number of points in all balls.
 #include <optional>
 #include <tuple>
 
@@ -50,7 +50,8 @@ __device__ T* shared_bounds(int num_levels) {
 }
 
 template <class T, class Keep>
-__global__ void __launch_bounds__(kThreads) find_nearest(Boxes<T> boxes, Queries<T> queries, int k, T* dist, int32_t* idx) {
+__global__ void __launch_bounds__(kThreads)
+    find_nearest(Boxes<T> boxes, Queries<T> queries, int k, T* dist, int32_t* idx) {
   Query<T> query;
   if (!find_query(queries, boxes.items, &query)) return;
   Keep keep(k, dist + query.row * k, idx + query.row * k);
@@ -60,8 +61,9 @@ __global__ void __launch_bounds__(kThreads) find_nearest(Boxes<T> boxes, Queries
 
 // count[i] points in the ball of query i; or their distances and rows from start[i] - start[begin] on.
 template <class T>
-__global__ void __launch_bounds__(kThreads) find_within(Boxes<T> boxes, Queries<T> queries, T low, T high, int32_t* count, const int64_t* start,
-                                                        T* square, int32_t* id) {
+__global__ void __launch_bounds__(kThreads)
+    find_within(Boxes<T> boxes, Queries<T> queries, T low, T high, int32_t* count, const int64_t* start, T* square,
+                int32_t* id) {
   Query<T> query;
   if (!find_query(queries, boxes.items, &query)) return;
   const int64_t at = square ? start[query.row] - start[queries.begin] : 0;
@@ -78,8 +80,9 @@ __global__ void widen_counts(const int32_t* count, int64_t num_rows, int64_t* st
 // A warp for each query: every member of its ball counts the members before it; those that belong to the sample are
 // written. A ball of more than `width` gives the ranks j * count / width; with `rank` the first by it.
 template <class T>
-__global__ void __launch_bounds__(kThreads) choose(int64_t begin, int64_t end, const int64_t* start, const T* square, const int32_t* id,
-                                                   const int64_t* rank, int64_t width, T* dist, int32_t* idx) {
+__global__ void __launch_bounds__(kThreads)
+    choose(int64_t begin, int64_t end, const int64_t* start, const T* square, const int32_t* id, const int64_t* rank,
+           int64_t width, T* dist, int32_t* idx) {
   const int64_t row = begin + global_thread() / kWarp;
   if (row >= end) return;
   const int lane = threadIdx.x % kWarp;
@@ -113,7 +116,8 @@ __global__ void check_rank(const int64_t* rank, int64_t count, int32_t* outside)
   if (i < count && (rank[i] < 0 || rank[i] >= count)) *outside = 1;
 }
 
-void check_pair(const Tensor& coord, const Tensor& offset, const Tensor& like, const char* name, const char* offset_name) {
+void check_pair(const Tensor& coord, const Tensor& offset, const Tensor& like, const char* name,
+                const char* offset_name) {
   check_contiguous_cuda(coord, name);
   check_contiguous_cuda(offset, offset_name);
   check_coord(coord, name);
@@ -129,7 +133,8 @@ struct Batch {
   Boxes<T> boxes;
   Queries<T> queries;
 
-  Batch(CudaWork& work, const Tensor& coord, const Tensor& offset, const std::optional<Tensor>& new_coord, const std::optional<Tensor>& new_offset) {
+  Batch(CudaWork& work, const Tensor& coord, const Tensor& offset, const std::optional<Tensor>& new_coord,
+        const std::optional<Tensor>& new_offset) {
     STD_TORCH_CHECK(new_coord.has_value() == new_offset.has_value(), "new_coord and new_offset go together");
     check_pair(coord, offset, coord, "coord", "offset");
     const std::vector<int32_t> first = read_ends(work, offset, coord.size(0), "offset");
@@ -151,18 +156,21 @@ struct Batch {
 
 template <class T>
 void knn_typed(int64_t nsample, CudaWork& work, const Batch<T>& batch, const Tensor& idx, const Tensor& dist) {
-  launch(work, nsample <= kWarp ? find_nearest<T, NearestFew<T>> : find_nearest<T, NearestMany<T>>, batch.blocks(), kThreads, batch.shared_bytes(),
-         batch.boxes, batch.queries, static_cast<int>(nsample), dist.mutable_data_ptr<T>(), idx.mutable_data_ptr<int32_t>());
+  launch(work, nsample <= kWarp ? find_nearest<T, NearestFew<T>> : find_nearest<T, NearestMany<T>>, batch.blocks(),
+         kThreads, batch.shared_bytes(), batch.boxes, batch.queries, static_cast<int>(nsample),
+         dist.mutable_data_ptr<T>(), idx.mutable_data_ptr<int32_t>());
 }
 
 using Pair = std::tuple<Tensor, Tensor>;
 
 Pair empty_pair(const Tensor& coord, const std::optional<Tensor>& new_coord, int64_t nsample) {
   const int64_t num_queries = (new_coord ? *new_coord : coord).size(0);
-  return {torch::stable::new_empty(coord, {num_queries, nsample}, ScalarType::Int), torch::stable::new_empty(coord, {num_queries, nsample})};
+  return {torch::stable::new_empty(coord, {num_queries, nsample}, ScalarType::Int),
+          torch::stable::new_empty(coord, {num_queries, nsample})};
 }
 
-Pair knn_query(int64_t nsample, const Tensor coord, const Tensor offset, const std::optional<Tensor> new_coord, const std::optional<Tensor> new_offset) {
+Pair knn_query(int64_t nsample, const Tensor coord, const Tensor offset, const std::optional<Tensor> new_coord,
+               const std::optional<Tensor> new_offset) {
   STD_TORCH_CHECK(nsample > 0 && nsample < kNoPoint, "nsample must be positive");
   check_pair(coord, offset, coord, "coord", "offset");
   CudaWork work(coord);
@@ -180,15 +188,16 @@ Pair knn_query(int64_t nsample, const Tensor coord, const Tensor offset, const s
 constexpr int64_t kMostMembers = int64_t{1} << 26;
 
 template <class T>
-void ball_typed(int64_t nsample, double max_radius, double min_radius, const int64_t* rank, CudaWork& work, Batch<T> batch, const Pair& result) {
+void ball_typed(int64_t nsample, double max_radius, double min_radius, const int64_t* rank, CudaWork& work,
+                Batch<T> batch, const Pair& result) {
   const T low = static_cast<T>(min_radius), high = static_cast<T>(max_radius);
   const T low_square = low * low, high_square = high * high;
   const int64_t num_queries = batch.queries.end;
   auto* count = work.scratch<int32_t>(num_queries);
   auto* start = work.scratch<int64_t>(num_queries + 1);
   T* const nowhere = nullptr;
-  launch(work, find_within<T>, batch.blocks(), kThreads, batch.shared_bytes(), batch.boxes, batch.queries, low_square, high_square, count, start, nowhere,
-         static_cast<int32_t*>(nullptr));
+  launch(work, find_within<T>, batch.blocks(), kThreads, batch.shared_bytes(), batch.boxes, batch.queries, low_square,
+         high_square, count, start, nowhere, static_cast<int32_t*>(nullptr));
   launch(work, widen_counts, blocks_for(num_queries + 1, kThreads), kThreads, 0, count, num_queries, start);
   exclusive_sum(work, start, start, num_queries + 1);
   const int64_t total = work.read_back(start + num_queries);
@@ -211,14 +220,17 @@ void ball_typed(int64_t nsample, double max_radius, double min_radius, const int
   for (size_t slab = 0; slab + 1 < edges.size(); ++slab) {
     batch.queries.begin = edges[slab];
     batch.queries.end = edges[slab + 1];
-    launch(work, find_within<T>, batch.blocks(), kThreads, batch.shared_bytes(), batch.boxes, batch.queries, low_square, high_square, count, start, square, id);
+    launch(work, find_within<T>, batch.blocks(), kThreads, batch.shared_bytes(), batch.boxes, batch.queries, low_square,
+           high_square, count, start, square, id);
     launch(work, choose<T>, batch.blocks(), kThreads, 0, edges[slab], edges[slab + 1], start, square, id, rank, nsample,
-           std::get<1>(result).template mutable_data_ptr<T>(), std::get<0>(result).template mutable_data_ptr<int32_t>());
+           std::get<1>(result).template mutable_data_ptr<T>(),
+           std::get<0>(result).template mutable_data_ptr<int32_t>());
   }
 }
 
-Pair ball_query(int64_t nsample, double max_radius, double min_radius, const Tensor coord, const Tensor offset, const std::optional<Tensor> new_coord,
-                const std::optional<Tensor> new_offset, const std::optional<Tensor> rank) {
+Pair ball_query(int64_t nsample, double max_radius, double min_radius, const Tensor coord, const Tensor offset,
+                const std::optional<Tensor> new_coord, const std::optional<Tensor> new_offset,
+                const std::optional<Tensor> rank) {
   STD_TORCH_CHECK(nsample > 0 && nsample < kNoPoint, "nsample must be positive");
   STD_TORCH_CHECK(min_radius >= 0 && max_radius > min_radius, "radii must satisfy 0 <= min_radius < max_radius");
   check_pair(coord, offset, coord, "coord", "offset");

@@ -45,7 +45,8 @@ P3M_INLINE void search(const Forest<T>& forest, const Tree& tree, const T* point
       store<T>(bound, distance);
       for (unsigned left = lanes_of(keep.wants_box(distance)); left; left &= left - 1) {
         const int lane = std::countr_zero(left);
-        const Pending<T> next = {bound[lane], boxes.first[at + lane], static_cast<int32_t>(now.node * kWide + at + lane), now.level - 1};
+        const Pending<T> next = {bound[lane], boxes.first[at + lane],
+                                 static_cast<int32_t>(now.node * kWide + at + lane), now.level - 1};
         if (!keep.wants(next.bound, next.first)) continue;
         // The nearest comes to lie on top; of equally near ones that with the smallest id.
         int64_t place = count++;
@@ -138,7 +139,8 @@ class NearestMany {
   const K* result() {
     if (count_ > k_) drop();
     std::sort(keys_.begin(), keys_.begin() + count_);
-    std::fill(keys_.begin() + count_, keys_.begin() + std::max(count_, k_), Key<T>::make(std::numeric_limits<T>::infinity(), kNoPoint));
+    std::fill(keys_.begin() + count_, keys_.begin() + std::max(count_, k_),
+              Key<T>::make(std::numeric_limits<T>::infinity(), kNoPoint));
     return keys_.data();
   }
 
@@ -166,7 +168,9 @@ class Within {
 
   void clear() { keys.clear(); }
   P3M_INLINE auto wants_box(const Vector<T>& bound) const { return (bound < high_) | (bound == 0); }
-  P3M_INLINE auto wants_point(const Vector<T>& square) const { return ((square < high_) & (square >= low_)) | (square == 0); }
+  P3M_INLINE auto wants_point(const Vector<T>& square) const {
+    return ((square < high_) & (square >= low_)) | (square == 0);
+  }
   P3M_INLINE bool wants(T, int32_t) const { return true; }
   P3M_INLINE void take(T square, int32_t id) { keys.push_back(Key<T>::make(square, id)); }
 

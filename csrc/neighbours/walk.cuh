@@ -26,7 +26,8 @@ template <class T>
 __device__ T distance_to_box(const Level<T>& level, int height, int64_t box, int32_t from, int32_t to, const T* point) {
   if (box >= level.count || (box + 1) << 5 * height <= from || box << 5 * height >= to) return -1;
   T apart[3];
-  for (int d = 0; d < 3; ++d) apart[d] = max(max(level.face[d][box] - point[d], point[d] - level.face[3 + d][box]), T{0});
+  for (int d = 0; d < 3; ++d)
+    apart[d] = max(max(level.face[d][box] - point[d], point[d] - level.face[3 + d][box]), T{0});
   return square_sum(apart[0], apart[1], apart[2]);
 }
 
@@ -55,7 +56,8 @@ __device__ void walk(const Boxes<T>& boxes, int32_t from, int32_t to, const T* p
       bounds[height * kWarp + lane] = distance_to_box(boxes.level[height], height, base + lane, from, to, point);
     } else {
       const T* leaf = boxes.coord + box * 3 * kWarp + lane;
-      keep.take(square_sum(leaf[0] - point[0], leaf[kWarp] - point[1], leaf[2 * kWarp] - point[2]), boxes.id[box * kWarp + lane]);
+      keep.take(square_sum(leaf[0] - point[0], leaf[kWarp] - point[1], leaf[2 * kWarp] - point[2]),
+                boxes.id[box * kWarp + lane]);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Gaussians in front of a pinhole camera: the local affine approximation of their projection (EWA splatting).
 #pragma once
 
-#include "projection/lanes.h"
+#include "projection/lane_math.h"
 
 namespace pointcept3m {
 namespace {

@@ -4,7 +4,7 @@
 // Gaussian and one camera forward, one Gaussian and all cameras backward, as its gradients add up over them. The
 // cameras' gradients are added up by warp, block, and then over blocks in one fixed order: no atomics.
 #include "projection/project_back.cuh"
-#include "rasterize/warp_sums.cuh"
+#include "common/warp_sums.cuh"
 
 #include <tuple>
 

@@ -1,4 +1,6 @@
-// Gaussians of one camera in the order of their depths: a radix sort on the bits, stable, in parallel.
+// Gaussians of one camera in the order of their depths: a radix sort on the bits, stable, in parallel. It stays apart
+// from common/radix_sort.h as it leaves faint Gaussians out while it collects the keys, skips digits that all depths
+// share, and keeps its memory from camera to camera.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "rasterize/lists.cuh"
-#include "rasterize/warp_sums.cuh"
+#include "common/warp_sums.cuh"
 
 namespace pointcept3m {
 namespace {

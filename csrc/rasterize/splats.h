@@ -2,7 +2,7 @@
 #pragma once
 
 #include "rasterize/depth_order.h"
-#include "rasterize/lanes.h"
+#include "rasterize/strips.h"
 
 #include <torch/csrc/stable/ops.h>
 

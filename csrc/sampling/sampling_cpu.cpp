@@ -1,6 +1,6 @@
-// Farthest point sampling on the CPU, exact, on the boxes of neighbours/box_tree.h. Every box knows the largest distance
-// from its points to the points sampled so far. A new sample changes nothing in a box that is farther from it than that
-// distance, so that late samples look at a few boxes around them and not at the whole cloud.
+// Farthest point sampling on the CPU, exact, on the boxes of neighbours/box_tree.h. Every box knows the largest
+// distance from its points to the points sampled so far. A new sample changes nothing in a box that is farther from it
+// than that distance, so that late samples look at a few boxes around them and not at the whole cloud.
 #include "common/exact_math.h"
 
 #include <atomic>
@@ -151,19 +151,24 @@ bool sample_batch(const Tensor& coord, const Tensor& offset, const int64_t* ends
   share_units(offset.size(0), [&](int64_t item) {
     const Tree& tree = forest.trees[item];
     const int64_t begin = item ? ends[item - 1] : 0, count = ends[item] - begin;
-    for (int64_t i = 0; i < tree.num_points; ++i) place[forest.points[tree.first_point + i].id] = static_cast<int32_t>(i);
+    for (int64_t i = 0; i < tree.num_points; ++i)
+      place[forest.points[tree.first_point + i].id] = static_cast<int32_t>(i);
     if (count > tree.num_points) enough.store(false);
     if (count == 0 || count > tree.num_points) return;
     std::vector<Visit> visits;
-    const Sampler<T> sampler = {forest, tree, leaves.get() + tree.first_leaf, groups.get(), place.get(), coord.const_data_ptr<T>(), visits};
+    const Sampler<T> sampler = {forest,       tree,        leaves.get() + tree.first_leaf,
+                                groups.get(), place.get(), coord.const_data_ptr<T>(),
+                                visits};
     reset(sampler);
     if (!sample_tree(sampler, count, idx.mutable_data_ptr<int32_t>() + begin)) enough.store(false);
   });
   return enough;
 }
 
-Tensor farthest_point_sampling(const Tensor& coord, const Tensor& offset, const Tensor& new_offset, int64_t num_samples) {
-  for (const auto& [tensor, name] : {std::pair{&coord, "coord"}, {&offset, "offset"}, {&new_offset, "new_offset"}}) check_contiguous_cpu(*tensor, name);
+Tensor farthest_point_sampling(const Tensor& coord, const Tensor& offset, const Tensor& new_offset,
+                               int64_t num_samples) {
+  for (const auto& [tensor, name] : {std::pair{&coord, "coord"}, {&offset, "offset"}, {&new_offset, "new_offset"}})
+    check_contiguous_cpu(*tensor, name);
   check_coord(coord, "coord");
   check_offset_type(offset, "offset");
   check_offset_type(new_offset, "new_offset");
@@ -181,6 +186,8 @@ Tensor farthest_point_sampling(const Tensor& coord, const Tensor& offset, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pointcept3m, CPU, m) { m.impl("farthest_point_sampling", TORCH_BOX(&farthest_point_sampling)); }
+STABLE_TORCH_LIBRARY_IMPL(pointcept3m, CPU, m) {
+  m.impl("farthest_point_sampling", TORCH_BOX(&farthest_point_sampling));
+}
 
 }  // namespace pointcept3m

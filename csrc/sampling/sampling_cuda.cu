@@ -10,7 +10,8 @@ namespace {
 constexpr int kBlock = 1024;
 constexpr int kWarps = kBlock / kWarp;
 
-// A point and its squared distance to the samples: infinite before the first, -1 once it is one or where it is not finite.
+// A point and its squared distance to the samples: infinite before the first, -1 once it is one or where it is not
+// finite.
 template <class T>
 struct Farthest {
   T square;
@@ -46,7 +47,8 @@ __device__ Farthest<T> farthest_of_block(Farthest<T> mine, T* squares, int32_t* 
 
 // ends, new_ends: cumulative ends of points and samples. far: scratch, one value for each point.
 template <class T>
-__global__ void __launch_bounds__(kBlock) sample_items(const T* coord, const int64_t* ends, const int64_t* new_ends, T* far, int32_t* idx, int32_t* too_few) {
+__global__ void __launch_bounds__(kBlock)
+    sample_items(const T* coord, const int64_t* ends, const int64_t* new_ends, T* far, int32_t* idx, int32_t* too_few) {
   static_assert(kWarps == kWarp);
   __shared__ T squares[kWarps];
   __shared__ int32_t rows[kWarps];
@@ -89,7 +91,8 @@ Tensor farthest_point_sampling(const Tensor coord, const Tensor offset, const Te
   check_offset_type(new_offset, "new_offset");
   const int64_t items = offset.size(0);
   STD_TORCH_CHECK(new_offset.size(0) == items, "new_offset must have offset's length");
-  STD_TORCH_CHECK(offset.get_device_index() == coord.get_device_index() && new_offset.get_device_index() == coord.get_device_index(),
+  const auto device = coord.get_device_index();
+  STD_TORCH_CHECK(offset.get_device_index() == device && new_offset.get_device_index() == device,
                   "offset and new_offset must be on coord's device");
   CudaWork work(coord);
   const auto *ends = offset.const_data_ptr<int64_t>(), *new_ends = new_offset.const_data_ptr<int64_t>();
@@ -100,11 +103,11 @@ Tensor farthest_point_sampling(const Tensor coord, const Tensor offset, const Te
   auto* too_few = work.zeroed_scratch<int32_t>(1);
   const dim3 grid(static_cast<unsigned>(items));
   if (coord.scalar_type() == ScalarType::Float)
-    launch(work, sample_items<float>, grid, kBlock, 0, coord.const_data_ptr<float>(), ends, new_ends, work.scratch<float>(coord.size(0)),
-           idx.mutable_data_ptr<int32_t>(), too_few);
+    launch(work, sample_items<float>, grid, kBlock, 0, coord.const_data_ptr<float>(), ends, new_ends,
+           work.scratch<float>(coord.size(0)), idx.mutable_data_ptr<int32_t>(), too_few);
   else
-    launch(work, sample_items<double>, grid, kBlock, 0, coord.const_data_ptr<double>(), ends, new_ends, work.scratch<double>(coord.size(0)),
-           idx.mutable_data_ptr<int32_t>(), too_few);
+    launch(work, sample_items<double>, grid, kBlock, 0, coord.const_data_ptr<double>(), ends, new_ends,
+           work.scratch<double>(coord.size(0)), idx.mutable_data_ptr<int32_t>(), too_few);
   STD_TORCH_CHECK(!work.read_back(too_few), "an item has fewer finite points than samples");
   return idx;
 }

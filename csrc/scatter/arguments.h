@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/check.h"
-#include "scatter/bins.h"
 #include "common/values.h"
+#include "scatter/bins.h"
 
 namespace pointcept3m {
 namespace {

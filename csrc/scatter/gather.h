@@ -3,9 +3,9 @@
 #pragma once
 
 #include "common/check.h"
-#include "scatter/bins.h"
 #include "common/pages.h"
 #include "common/values.h"
+#include "scatter/bins.h"
 
 namespace pointcept3m {
 namespace {

@@ -5,9 +5,9 @@
 
 #include <vector>
 
-#include "scatter/bins.h"
 #include "common/pages.h"
 #include "common/values.h"
+#include "scatter/bins.h"
 
 namespace pointcept3m {
 namespace {

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "scatter/arguments.h"
 #include "common/pages.h"
+#include "scatter/arguments.h"
 
 namespace pointcept3m {
 namespace {

@@ -107,22 +107,24 @@ template <class T>
 Tensor segment(const std::vector<Edge>& edges, const std::vector<T>& weight, int64_t num_vertices, double threshold,
                int64_t min_vertices, const Tensor& like) {
   const auto num_edges = static_cast<int64_t>(edges.size());
-  std::vector<SortItem<uint64_t>> order(num_edges);
-  for (int64_t i = 0; i < num_edges; ++i) order[i] = {ordered_bits(weight[i]), static_cast<int32_t>(i)};
-  radix_sort(order, 8 * sizeof(T));
+  Items<Wide> order(num_edges, 8 * sizeof(T), 0);
+  for (int64_t i = 0; i < num_edges; ++i) order.now[i] = Wide::make(ordered_bits(weight[i]), i);
+  sort_items(order);
 
   Segments segments(num_vertices);
   const T k = static_cast<T>(threshold);
   std::vector<T> limit(num_vertices, k);
-  for (const auto& item : order) {
-    const T w = weight[item.row];
-    const int32_t a = segments.find(edges[item.row].a), b = segments.find(edges[item.row].b);
+  for (int64_t place = 0; place < num_edges; ++place) {
+    const int64_t i = order.now[place].row();
+    const T w = weight[i];
+    const int32_t a = segments.find(edges[i].a), b = segments.find(edges[i].b);
     if (a == b || !(w <= limit[a] && w <= limit[b])) continue;
     const int32_t root = segments.join(a, b);
     limit[root] = w + k / static_cast<T>(segments.size(root));
   }
-  for (const auto& item : order) {
-    const int32_t a = segments.find(edges[item.row].a), b = segments.find(edges[item.row].b);
+  for (int64_t place = 0; place < num_edges; ++place) {
+    const Edge& edge = edges[order.now[place].row()];
+    const int32_t a = segments.find(edge.a), b = segments.find(edge.b);
     if (a != b && (segments.size(a) < min_vertices || segments.size(b) < min_vertices)) segments.join(a, b);
   }
 

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "sparse_conv/fragments.cuh"
-#include "sparse_conv/neighbors.cuh"
+#include "sparse_conv/neighbours.cuh"
 
 namespace pointcept3m {
 namespace {
@@ -26,7 +26,7 @@ constexpr int64_t kWantedBlocks = 512;  // about what an H200 runs at once
 constexpr int64_t kMostSplits = 16;
 
 struct Convolution {
-  Neighbors neighbors;
+  Neighbours neighbours;
   const unsigned char* features;
   const unsigned char* weight;
   int feature_stride;     // bytes from row to row, and of the weights from offset to offset
@@ -54,7 +54,7 @@ constexpr int kStageBytes = (kTileRows + BN) * kRowBytes;
 // Writes the offsets at which any output of the tile meets a row to `active`, ascending; their number to `count`.
 // `masks` are those of the tile's outputs, with all bits set where the outputs' own are not known.
 template <int THREADS>
-__device__ __forceinline__ void find_active(const Neighbors& near, const int32_t* places, const uint32_t* masks,
+__device__ __forceinline__ void find_active(const Neighbours& near, const int32_t* places, const uint32_t* masks,
                                             int32_t* active, int32_t* count) {
   const int lane = threadIdx.x % kWarp;
   if (near.masks) {
@@ -124,7 +124,7 @@ struct TileCopies {
     at = first_segment / job.segments, segment = first_segment % job.segments;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      table_row[i] = places[row + i * kStep] * job.neighbors.volume;
+      table_row[i] = places[row + i * kStep] * job.neighbours.volume;
       mask[i] = masks[row + i * kStep];
     }
   }
@@ -136,7 +136,7 @@ struct TileCopies {
     byte = segment * kSegment;
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-      source[i] = inside && (mask[i] >> (offset & 31) & 1) ? job.neighbors.table[table_row[i] + offset] : -1;
+      source[i] = inside && (mask[i] >> (offset & 31) & 1) ? job.neighbours.table[table_row[i] + offset] : -1;
     at += step, segment += rest;
     if (segment >= job.segments) segment -= job.segments, ++at;
   }
@@ -199,7 +199,7 @@ __device__ __forceinline__ void store_sums(const Convolution& job, const int32_t
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int32_t place = places[16 * i + 8 * r + lane / 4];
-      const int32_t row = place < 0 ? -1 : job.neighbors.rows_at[place] - 1;
+      const int32_t row = place < 0 ? -1 : job.neighbours.rows_at[place] - 1;
       if (row < 0) continue;
 #pragma unroll
       for (int j = 0; j < BLOCKS; j += 2) {
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kConvThreads<BN>) convolve(const __grid_consta
   __shared__ uint32_t masks[kTileRows];
   __shared__ int32_t num_active;
 
-  const Neighbors& near = job.neighbors;
+  const Neighbours& near = job.neighbours;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   if (threadIdx.x < kTileRows) {
     const int64_t at = static_cast<int64_t>(blockIdx.x) * kTileRows + threadIdx.x;
@@ -277,7 +277,7 @@ __global__ void add_parts(const float* parts, int64_t size, int splits, T* out) 
 
 // One thread per output value, its weights at any strides (in values). For float64.
 template <class T>
-__global__ void convolve_plainly(const Neighbors near, const T* features, const T* weight, int64_t channel_stride,
+__global__ void convolve_plainly(const Neighbours near, const T* features, const T* weight, int64_t channel_stride,
                                  int64_t offset_stride, int64_t depth_stride, int depth, int columns, T* out) {
   const int64_t thread = global_thread();
   if (thread >= near.rows * columns) return;
@@ -301,14 +301,14 @@ int64_t count_splits(int64_t tiles, int64_t chunks) {
 // features [*, depth] and weight [columns, volume, depth], rows padded to segments; out [rows, columns].
 template <class T, int BN>
 void run_convolution(CudaWork& work, Convolution job) {
-  const int64_t rows = job.neighbors.rows, tiles = divide_up<int64_t>(rows, kTileRows),
+  const int64_t rows = job.neighbours.rows, tiles = divide_up<int64_t>(rows, kTileRows),
                 panels = divide_up(job.columns, BN);
   const int64_t splits =
-      count_splits(tiles * panels, divide_up<int64_t>(int64_t{job.neighbors.volume} * job.segments, kChunk));
+      count_splits(tiles * panels, divide_up<int64_t>(int64_t{job.neighbours.volume} * job.segments, kChunk));
   const int64_t size = rows * job.columns;
   job.parts = splits > 1 ? work.scratch<float>(splits * size) : nullptr;
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(panels), static_cast<unsigned>(splits));
-  const size_t shared = kStages * kStageBytes<BN> + job.neighbors.volume * sizeof(int32_t);
+  const size_t shared = kStages * kStageBytes<BN> + job.neighbours.volume * sizeof(int32_t);
   launch(work, convolve<T, BN>, grid, kConvThreads<BN>, shared, job);
   if (splits > 1)
     launch(work, add_parts<T>, blocks_for(size, 256), 256, 0, job.parts, size, static_cast<int>(splits),

@@ -75,8 +75,8 @@ struct Names {
 
 // Calls found(k, neighbour, cell) for each neighbour of the cells [begin, end) at an offset k before the centre.
 template <class Found>
-void walk_neighbors(const Cells& cells, int64_t begin, int64_t end, const Size3& kernel, const Size3& dilation,
-                    const Found& found) {
+void walk_neighbours(const Cells& cells, int64_t begin, int64_t end, const Size3& kernel, const Size3& dilation,
+                     const Found& found) {
   const Size3 radius{kernel[0] / 2, kernel[1] / 2, kernel[2] / 2};
   const int64_t columns = kernel[0] * kernel[1];
   for (int64_t column = 0; column <= columns / 2; ++column) {
@@ -105,8 +105,8 @@ void walk_neighbors(const Cells& cells, int64_t begin, int64_t end, const Size3&
 constexpr int64_t kChunk = 8192;  // cells of one unit of work
 
 // Two cells that meet at offset k, which lies before the centre.
-struct Neighbors {
-  int32_t k, neighbor, cell;
+struct Neighbours {
+  int32_t k, neighbour, cell;
 };
 
 // (pairs [2, P] int32, input and output; start [K + 1] int64; rank [cells] int32; cell [rows] int64 or empty).
@@ -130,16 +130,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor& coord
   const int64_t volume = kernel[0] * kernel[1] * kernel[2], center = volume / 2;
   const int64_t chunks = (cells.count + kChunk - 1) / kChunk;
   std::vector<int64_t> cursor(chunks * center), start(volume + 1);
-  std::vector<std::vector<Neighbors>> found(chunks);
+  std::vector<std::vector<Neighbours>> found(chunks);
   share_units(chunks, [&](int64_t chunk) {
     int64_t* count = cursor.data() + chunk * center;
-    std::vector<Neighbors>& here = found[chunk];
+    std::vector<Neighbours>& here = found[chunk];
     here.reserve(4 * kChunk);
-    walk_neighbors(cells, chunk * kChunk, std::min(cells.count, (chunk + 1) * kChunk), kernel, dilation,
-                   [&](int64_t k, int64_t neighbor, int64_t cell) {
-                     ++count[k];
-                     here.push_back({static_cast<int32_t>(k), name(neighbor), name(cell)});
-                   });
+    walk_neighbours(cells, chunk * kChunk, std::min(cells.count, (chunk + 1) * kChunk), kernel, dilation,
+                    [&](int64_t k, int64_t neighbour, int64_t cell) {
+                      ++count[k];
+                      here.push_back({static_cast<int32_t>(k), name(neighbour), name(cell)});
+                    });
   });
   std::vector<int64_t> length(volume, cells.count);
   for (int64_t k = 0; k < center; ++k) {
@@ -232,20 +232,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& c
   for (int64_t k = 0; k < volume; ++k) start[k + 1] = start[k] + static_cast<int64_t>(reached[k].size());
   const int64_t total = start[volume];
 
-  std::vector<KeyRow> sites(total);
+  STD_TORCH_CHECK(total <= std::numeric_limits<uint32_t>::max(), "a rulebook takes fewer than 2^32 pairs");
+  Items<Wide> sorted(total, out_box.key_bits(), 0);
   share_units(volume, [&](int64_t k) {
-    for (size_t p = 0; p < reached[k].size(); ++p) sites[start[k] + p] = {reached[k][p].key, 0};
+    for (size_t p = 0; p < reached[k].size(); ++p) sorted.now[start[k] + p] = Wide::make(reached[k][p].key, 0);
   });
-  sort_keys(sites);
-  sites.erase(std::unique(sites.begin(), sites.end(), [](const KeyRow& a, const KeyRow& b) { return a.key == b.key; }),
-              sites.end());
+  sort_unless_sorted(sorted);
+  std::vector<uint64_t> sites;
+  for (int64_t i = 0; i < total; ++i)
+    if (sites.empty() || sites.back() != sorted.key(i)) sites.push_back(sorted.key(i));
   const auto num_out = static_cast<int64_t>(sites.size());
   const Tensor coord_out = torch::stable::new_empty(coord, {num_out, 4});
   int32_t* out_rows = coord_out.mutable_data_ptr<int32_t>();
   uint64_t column = 0;  // key of the first site with the same batch, x and y
   for (int64_t i = 0; i < num_out; ++i) {
     int32_t* row = out_rows + 4 * i;
-    uint64_t key = sites[i].key;
+    uint64_t key = sites[i];
     if (i > 0 && key - column < static_cast<uint64_t>(shape[2])) {
       std::copy(row - 4, row - 1, row);
       row[3] = static_cast<int32_t>(key - column);
@@ -266,7 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> strided_pairs(const Tensor& c
   share_units(volume, [&](int64_t k) {
     size_t site = 0;
     for (size_t p = 0; p < reached[k].size(); ++p) {
-      while (sites[site].key < reached[k][p].key) ++site;
+      while (sites[site] < reached[k][p].key) ++site;
       in[start[k] + p] = name(reached[k][p].cell);
       out[start[k] + p] = static_cast<int32_t>(site);
     }

@@ -122,7 +122,7 @@ struct Submanifold {
 
 // Finds the neighbours of a warp's 32 cells at the offsets before the centre; counts them, or writes their pairs.
 template <bool FILL>
-__global__ void __launch_bounds__(256) walk_neighbors(const __grid_constant__ Submanifold job) {
+__global__ void __launch_bounds__(256) walk_neighbours(const __grid_constant__ Submanifold job) {
   const Cells& cells = job.cells;
   const int64_t cell = global_thread(), warp = cell / kWarp;
   if (warp >= job.shares.warps) return;
@@ -202,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor coord,
   job.cells = find_cells(work, values, rows, job.box);
   job.shares.warps = divide_up<int64_t>(rows, kWarp);
   job.shares.at = work.zeroed_scratch<int64_t>(half * job.shares.warps + 1);
-  launch(work, walk_neighbors<false>, blocks_for(rows, 256), 256, 0, job);
+  launch(work, walk_neighbours<false>, blocks_for(rows, 256), 256, 0, job);
   const std::vector<int64_t> edges = add_shares(work, job.shares, half, job.cells);
 
   const int64_t count = edges[half + 1];
@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_pairs(const Tensor coord,
   STD_TORCH_CHECK(job.total <= kMostPairs, "a rulebook takes at most 2^31 - 2^16 pairs, got ", job.total);
   const Tensor pairs = torch::stable::new_empty(coord, {2, job.total});
   job.pairs = pairs.mutable_data_ptr<int32_t>();
-  launch(work, walk_neighbors<true>, blocks_for(rows, 256), 256, 0, job);
+  launch(work, walk_neighbours<true>, blocks_for(rows, 256), 256, 0, job);
   const auto [rank, cell] = ranks_of(work, job.cells, count, coord);
   return {pairs, to_host_tensor(start), rank, cell};
 }

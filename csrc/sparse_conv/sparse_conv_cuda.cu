@@ -1,5 +1,5 @@
 // Sparse convolution on the GPU: checks, padding, and which kernel runs. convolve.cuh and weight_gradient.cuh hold the
-// kernels, neighbors.cuh what is made of the pairs first.
+// kernels, neighbours.cuh what is made of the pairs first.
 //
 // Everything is queued on the stream and nothing waits: the offsets' edges are on the CPU and go along as kernel
 // parameters. Tensor-core kernels want rows of whole 16-byte segments; features and weights of other widths are copied
@@ -64,21 +64,20 @@ PaddedRows<T> pad(CudaWork& work, const T* values, int64_t rows, int64_t columns
 }
 
 template <class T>
-void convolve_tensors(CudaWork& work, const Neighbors& neighbors, const Tensor& features, const Tensor& weight,
+void convolve_tensors(CudaWork& work, const Neighbours& neighbours, const Tensor& features, const Tensor& weight,
                       bool transpose, const Tensor& out) {
   const int64_t depth = features.size(1), columns = out.size(1), volume = weight.size(1);
   const T* kernel = static_cast<const T*>(weight.data_ptr());
   const T* values = static_cast<const T*>(features.data_ptr());
   if constexpr (sizeof(T) == 8) {
     const int64_t channel_stride = transpose ? 1 : volume * depth, offset_stride = transpose ? columns : depth;
-    launch(work, convolve_plainly<T>, blocks_for(out.numel(), 256), 256, 0, neighbors, values, kernel, channel_stride,
+    launch(work, convolve_plainly<T>, blocks_for(out.numel(), 256), 256, 0, neighbours, values, kernel, channel_stride,
            offset_stride, transpose ? volume * columns : int64_t{1}, static_cast<int>(depth), static_cast<int>(columns),
            static_cast<T*>(out.data_ptr()));
   } else {
     const PaddedRows<T> rows = pad(work, values, features.size(0), depth);
-    Convolution job{
-        neighbors,      rows.data, nullptr, rows.stride, volume * rows.stride, rows.segments, static_cast<int>(columns),
-        out.data_ptr(), nullptr};
+    Convolution job{neighbours, rows.data, nullptr, rows.stride, volume * rows.stride, rows.segments,
+                    static_cast<int>(columns), out.data_ptr(), nullptr};
     if (transpose) {
       const int width = rows.segments * kPerSegment<T>;
       T* turned = work.scratch<T>(columns * volume * width);
@@ -155,11 +154,11 @@ Tensor sparse_conv(const Tensor features, const Tensor weight, const Tensor pair
   const Tensor out = torch::stable::new_empty(features, {rows, columns});
   const int32_t* in_rows = pairs.const_data_ptr<int32_t>();
   const int32_t* out_rows = in_rows + pairs.size(1);
-  const Neighbors neighbors =
-      find_neighbors(work, reverse ? out_rows : in_rows, reverse ? in_rows : out_rows, edges,
-                     rank.const_data_ptr<int32_t>(), features.size(0), rows, features.size(1) * columns);
+  const Neighbours neighbours =
+      find_neighbours(work, reverse ? out_rows : in_rows, reverse ? in_rows : out_rows, edges,
+                      rank.const_data_ptr<int32_t>(), features.size(0), rows, features.size(1) * columns);
   with_type(features,
-            [&](auto zero) { convolve_tensors<decltype(zero)>(work, neighbors, features, weight, transpose, out); });
+            [&](auto zero) { convolve_tensors<decltype(zero)>(work, neighbours, features, weight, transpose, out); });
   return out;
 }
 

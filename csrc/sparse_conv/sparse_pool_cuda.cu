@@ -1,12 +1,12 @@
 // Pooling over a rulebook on the GPU.
 //
 // A thread owns 16 bytes of channels of one output (one channel where rows are no multiple of that) and reads its rows
-// offset by offset through the table of neighbors.cuh: no atomics, sums and first maxima in the order of offsets, every
-// row read in whole sectors. The gradient of a maximum is the same walk from the other side.
+// offset by offset through the table of neighbours.cuh: no atomics, sums and first maxima in the order of offsets,
+// every row read in whole sectors. The gradient of a maximum is the same walk from the other side.
 #include <tuple>
 
 #include "sparse_conv/arguments.cuh"
-#include "sparse_conv/neighbors.cuh"
+#include "sparse_conv/neighbours.cuh"
 
 namespace pointcept3m {
 namespace {
@@ -31,7 +31,7 @@ struct alignas(sizeof(T) * WIDTH) Channels {
 enum class Pool { kSum, kMean };
 
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(256) add_rows(const __grid_constant__ Neighbors near, const T* features,
+__global__ void __launch_bounds__(256) add_rows(const __grid_constant__ Neighbours near, const T* features,
                                                 int64_t channels, Pool pool, T* out, int32_t* counts) {
   const int64_t thread = global_thread(), groups = max(channels / WIDTH, int64_t{1});  // without channels it counts
   if (thread >= near.rows * groups) return;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(256) add_rows(const __grid_constant__ Neighbor
 
 // `none` is what arg holds where no row is met.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(256) find_largest(const __grid_constant__ Neighbors near, const T* features,
+__global__ void __launch_bounds__(256) find_largest(const __grid_constant__ Neighbours near, const T* features,
                                                     int64_t channels, int32_t none, T* out, int32_t* arg) {
   const int64_t thread = global_thread(), groups = channels / WIDTH;
   if (thread >= near.rows * groups) return;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(256) find_largest(const __grid_constant__ Neig
 // `near` leads from the rows that were pooled to the outputs that they met.
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(256)
-    add_won(const __grid_constant__ Neighbors near, const T* grad, const int32_t* arg, int64_t channels, T* out) {
+    add_won(const __grid_constant__ Neighbours near, const T* grad, const int32_t* arg, int64_t channels, T* out) {
   const int64_t thread = global_thread(), groups = channels / WIDTH;
   if (thread >= near.rows * groups) return;
   const int64_t place = thread / groups, channel = thread % groups * WIDTH, row = near.rows_at[place] - 1;
@@ -135,8 +135,8 @@ struct Book {
     empty = rows == 0 || pairs.size(1) == 0 || values.size(1) == 0;
   }
 
-  Neighbors neighbors(CudaWork& work, const Tensor& values) const {
-    return find_neighbors(work, from, to, edges, rank, values.size(0), rows, 0);
+  Neighbours neighbours(CudaWork& work, const Tensor& values) const {
+    return find_neighbours(work, from, to, edges, rank, values.size(0), rows, 0);
   }
 };
 
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> add(const Tensor& features, const Book& book, const T
   const Tensor counts = torch::stable::new_zeros(pairs, {pool == Pool::kMean ? book.rows : 0});
   if (book.rows == 0 || pairs.size(1) == 0) return {out, counts};
   CudaWork work(features);
-  const Neighbors near = book.neighbors(work, features);
+  const Neighbours near = book.neighbours(work, features);
   int32_t* count = pool == Pool::kMean ? counts.mutable_data_ptr<int32_t>() : nullptr;
   with_type(features, [&](auto zero) {
     using T = decltype(zero);
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor> sparse_pool_max(const Tensor features, const Tensor p
     return {out, arg};
   }
   CudaWork work(features);
-  const Neighbors near = book.neighbors(work, features);
+  const Neighbours near = book.neighbours(work, features);
   with_type(features, [&](auto zero) {
     using T = decltype(zero);
     with_width<T>(features, [&](auto width) {
@@ -203,7 +203,7 @@ Tensor sparse_pool_max_backward(const Tensor grad, const Tensor arg, const Tenso
   const Tensor out = torch::stable::new_zeros(grad, {book.rows, grad.size(1)});
   if (book.empty) return out;
   CudaWork work(grad);
-  const Neighbors near = book.neighbors(work, grad);
+  const Neighbours near = book.neighbours(work, grad);
   with_type(grad, [&](auto zero) {
     using T = decltype(zero);
     with_width<T>(grad, [&](auto width) {

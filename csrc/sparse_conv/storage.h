@@ -4,8 +4,8 @@
 #include <numeric>
 
 #include "common/check.h"
-#include "common/vector.h"
 #include "common/values.h"
+#include "common/vector.h"
 
 namespace pointcept3m {
 namespace {

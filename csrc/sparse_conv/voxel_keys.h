@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
-#include "common/parallel.h"
+#include "common/radix_sort.h"
 
 namespace pointcept3m {
+namespace {
 
 // A box of voxels. key = ((batch * X + x) * Y + y) * Z + z, counted from `low`.
 struct KeyBox {
@@ -25,6 +26,8 @@ struct KeyBox {
     for (int64_t s : size) product *= static_cast<double>(s);
     return product < 4e18;
   }
+  // How many bits the keys of a box that fits have.
+  int key_bits() const { return std::bit_width(static_cast<uint64_t>(size[0] * size[1] * size[2] * size[3] - 1)); }
 };
 
 // The smallest box around `coord` [num_rows, 4], with `margin` voxels more on both sides of x, y and z.
@@ -46,29 +49,10 @@ inline KeyBox bounding_box(const int32_t* coord, int64_t num_rows, const std::ar
   return box;
 }
 
-struct KeyRow {
-  uint64_t key;
-  int32_t row;
-};
-
-// Stable radix sort by key, over the digits in which keys differ.
-inline void sort_keys(std::vector<KeyRow>& items) {
-  if (std::is_sorted(items.begin(), items.end(), [](const KeyRow& a, const KeyRow& b) { return a.key < b.key; }))
-    return;
-  uint64_t all = 0, common = ~uint64_t{0};
-  for (const KeyRow& item : items) all |= item.key, common &= item.key;
-  constexpr int bits = 11;
-  std::vector<KeyRow> other(items.size());
-  std::vector<int64_t> place(1 << bits);
-  for (int shift = 0; shift < 64 && ((all ^ common) >> shift) != 0; shift += bits) {
-    std::fill(place.begin(), place.end(), 0);
-    const auto digit = [&](const KeyRow& item) { return (item.key >> shift) & ((1 << bits) - 1); };
-    for (const KeyRow& item : items) ++place[digit(item)];
-    int64_t total = 0;
-    for (int64_t& p : place) total += std::exchange(p, total);
-    for (const KeyRow& item : items) other[place[digit(item)]++] = item;
-    items.swap(other);
-  }
+inline void sort_unless_sorted(Items<Wide>& items) {
+  const Wide* first = items.now.get();
+  if (!std::is_sorted(first, first + items.count, [](const Wide& a, const Wide& b) { return a.word < b.word; }))
+    sort_items(items);
 }
 
 // The occupied cells of a cloud in ascending order of key.
@@ -83,25 +67,28 @@ struct Cells {
 inline Cells find_cells(const int32_t* coord, int64_t num_rows, const KeyBox& box) {
   Cells cells;
   cells.box = box;
-  std::vector<KeyRow> items(num_rows);
+  Items<Wide> items(num_rows, box.key_bits(), 0);
   for (int64_t i = 0; i < num_rows; ++i) {
     const int32_t* c = coord + 4 * i;
-    items[i] = {box.key(c[0], c[1], c[2], c[3]), static_cast<int32_t>(i)};
+    items.now[i] = Wide::make(box.key(c[0], c[1], c[2], c[3]), i);
   }
-  sort_keys(items);
+  sort_unless_sorted(items);
   cells.key.reserve(num_rows + 1);
   cells.row.reserve(num_rows);
   cells.cell.resize(num_rows);
-  for (const KeyRow& item : items) {
-    if (cells.key.empty() || cells.key.back() != item.key) {
-      cells.key.push_back(item.key);
-      cells.row.push_back(item.row);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const uint64_t key = items.key(i);
+    const int64_t row = items.now[i].row();
+    if (cells.key.empty() || cells.key.back() != key) {
+      cells.key.push_back(key);
+      cells.row.push_back(static_cast<int32_t>(row));
     }
-    cells.cell[item.row] = static_cast<int64_t>(cells.row.size()) - 1;
+    cells.cell[row] = static_cast<int64_t>(cells.row.size()) - 1;
   }
   cells.count = static_cast<int64_t>(cells.row.size());
   cells.key.push_back(~uint64_t{0});
   return cells;
 }
 
+}  // namespace
 }  // namespace pointcept3m

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "sparse_conv/fragments.cuh"
-#include "sparse_conv/neighbors.cuh"
+#include "sparse_conv/neighbours.cuh"
 
 namespace pointcept3m {
 namespace {

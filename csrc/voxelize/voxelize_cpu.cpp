@@ -7,8 +7,8 @@
 
 #include "common/pages.h"
 #include "voxelize/arguments.h"
+#include "voxelize/groups.h"
 #include "voxelize/quantise.h"
-#include "voxelize/radix.h"
 
 namespace pointcept3m {
 namespace {

@@ -109,7 +109,8 @@ void prepare(Fiber& fiber, unsigned linear) {
     fiber.stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fiber.stack == MAP_FAILED) fail("no memory for the stacks of a block");
   }
-  fiber.index = dim3(linear % block_size.x, linear / block_size.x % block_size.y, linear / (block_size.x * block_size.y));
+  fiber.index =
+      dim3(linear % block_size.x, linear / block_size.x % block_size.y, linear / (block_size.x * block_size.y));
   fiber.lane = linear % 32;
   fiber.warp = linear / 32;
   fiber.copies.clear();
@@ -147,7 +148,8 @@ void run_block(std::vector<size_t>& order, size_t threads) {
       self = &fiber;
       p3m_switch(&state.scheduler, fiber.pointer);
     }
-    if (!state.progress) fail("threads wait for each other for ever: a barrier or warp function that some of them never reach");
+    if (!state.progress)
+      fail("threads wait for each other for ever: a barrier or warp function that some of them never reach");
   }
   self = nullptr;
 }
@@ -157,13 +159,15 @@ void run_block(std::vector<size_t>& order, size_t threads) {
 void fail(const char* message) {
   std::fprintf(stderr, "cuda emulator: %s", message);
   if (self)
-    std::fprintf(stderr, " (block %u,%u,%u thread %u,%u,%u)", block_index.x, block_index.y, block_index.z, self->index.x,
-                 self->index.y, self->index.z);
+    std::fprintf(stderr, " (block %u,%u,%u thread %u,%u,%u)", block_index.x, block_index.y, block_index.z,
+                 self->index.x, self->index.y, self->index.z);
   std::fprintf(stderr, "\n");
   std::abort();
 }
 
-void* dynamic_shared() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(state.shared.data()) + 127) / 128 * 128); }
+void* dynamic_shared() {
+  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(state.shared.data()) + 127) / 128 * 128);
+}
 
 int block_barrier(int vote) {
   const uint64_t barrier = state.barrier;
@@ -191,7 +195,8 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
   uint64_t* slots = meeting.slots[generation % 2];
   slots[lane] = value;
   meeting.arrived |= bit;
-  if (mask & (state.left[self->warp] | ~exist)) fail("a warp function's mask names a lane that has returned or does not exist");
+  if (mask & (state.left[self->warp] | ~exist))
+    fail("a warp function's mask names a lane that has returned or does not exist");
   if (meeting.arrived == mask) {
     meeting.arrived = 0;
     ++meeting.generation;

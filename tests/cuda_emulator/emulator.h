@@ -262,16 +262,34 @@ T emulator_reduce(unsigned mask, T value, const Combine& combine) {
   }
   return result;
 }
-template <class T> T __reduce_add_sync(unsigned mask, T v) { return emulator_reduce(mask, v, [](T a, T b) { return T(a + b); }); }
-template <class T> T __reduce_min_sync(unsigned mask, T v) { return emulator_reduce(mask, v, [](T a, T b) { return std::min(a, b); }); }
-template <class T> T __reduce_max_sync(unsigned mask, T v) { return emulator_reduce(mask, v, [](T a, T b) { return std::max(a, b); }); }
-template <class T> T __reduce_or_sync(unsigned mask, T v) { return emulator_reduce(mask, v, [](T a, T b) { return T(a | b); }); }
+template <class T> T __reduce_add_sync(unsigned mask, T v) {
+  return emulator_reduce(mask, v, [](T a, T b) { return T(a + b); });
+}
+template <class T> T __reduce_min_sync(unsigned mask, T v) {
+  return emulator_reduce(mask, v, [](T a, T b) { return std::min(a, b); });
+}
+template <class T> T __reduce_max_sync(unsigned mask, T v) {
+  return emulator_reduce(mask, v, [](T a, T b) { return std::max(a, b); });
+}
+template <class T> T __reduce_or_sync(unsigned mask, T v) {
+  return emulator_reduce(mask, v, [](T a, T b) { return T(a | b); });
+}
 
-template <class T> T atomicAdd(T* at, std::type_identity_t<T> v) { return emulator::update(at, [&](T old) { return T(old + v); }); }
-template <class T> T atomicMin(T* at, std::type_identity_t<T> v) { return emulator::update(at, [&](T old) { return std::min(old, v); }); }
-template <class T> T atomicMax(T* at, std::type_identity_t<T> v) { return emulator::update(at, [&](T old) { return std::max(old, v); }); }
-template <class T> T atomicOr(T* at, std::type_identity_t<T> v) { return emulator::update(at, [&](T old) { return T(old | v); }); }
-template <class T> T atomicExch(T* at, std::type_identity_t<T> v) { return emulator::update(at, [&](T) { return v; }); }
+template <class T> T atomicAdd(T* at, std::type_identity_t<T> v) {
+  return emulator::update(at, [&](T old) { return T(old + v); });
+}
+template <class T> T atomicMin(T* at, std::type_identity_t<T> v) {
+  return emulator::update(at, [&](T old) { return std::min(old, v); });
+}
+template <class T> T atomicMax(T* at, std::type_identity_t<T> v) {
+  return emulator::update(at, [&](T old) { return std::max(old, v); });
+}
+template <class T> T atomicOr(T* at, std::type_identity_t<T> v) {
+  return emulator::update(at, [&](T old) { return T(old | v); });
+}
+template <class T> T atomicExch(T* at, std::type_identity_t<T> v) {
+  return emulator::update(at, [&](T) { return v; });
+}
 template <class T> T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> v) {
   return emulator::update(at, [&](T old) { return old == expected ? v : old; });
 }
@@ -305,5 +323,11 @@ inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 inline double rsqrt(double v) { return 1 / std::sqrt(v); }
 using std::isfinite;
 using std::isnan;
-template <class A, class B> constexpr auto min(A a, B b) { return static_cast<std::common_type_t<A, B>>(b) < static_cast<std::common_type_t<A, B>>(a) ? static_cast<std::common_type_t<A, B>>(b) : static_cast<std::common_type_t<A, B>>(a); }
-template <class A, class B> constexpr auto max(A a, B b) { return static_cast<std::common_type_t<A, B>>(a) < static_cast<std::common_type_t<A, B>>(b) ? static_cast<std::common_type_t<A, B>>(b) : static_cast<std::common_type_t<A, B>>(a); }
+template <class A, class B> constexpr auto min(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
+}
+template <class A, class B> constexpr auto max(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
+}

@@ -62,7 +62,8 @@ Tensor multiply_tiles(const Tensor a, const Tensor b) {
   CudaWork work(a);
   const Tensor d = torch::stable::new_empty(a, {16, 8}, ScalarType::Float);
   if (a.scalar_type() == ScalarType::Float)
-    launch(work, product_tf32, 1, 32, 0, a.const_data_ptr<float>(), b.const_data_ptr<float>(), d.mutable_data_ptr<float>());
+    launch(work, product_tf32, 1, 32, 0, a.const_data_ptr<float>(), b.const_data_ptr<float>(),
+           d.mutable_data_ptr<float>());
   else
     launch(work, product_bf16, 1, 32, 768, static_cast<const uint16_t*>(a.data_ptr()),
            static_cast<const uint16_t*>(b.data_ptr()), d.mutable_data_ptr<float>());

@@ -66,7 +66,8 @@ def test_a_barrier_that_some_never_reach_is_named(selftest):
 
 def test_every_cuda_op_is_a_declared_op():
     """A kernel under a name that Python does not declare would never run."""
-    declared = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("pointcept3m::")}
+    names = torch._C._dispatch_get_all_op_names()
+    declared = {name.split("::")[1] for name in names if name.startswith("pointcept3m::")}
     text = "".join(path.read_text() for path in REPOSITORY.glob("csrc/*/*_cuda.cu"))
     registered = {part.split('"')[1] for part in text.split("m.impl(")[1:]}
     assert registered and registered <= declared, registered - declared

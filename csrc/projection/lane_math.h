@@ -1,4 +1,5 @@
-// Several Gaussians side by side: vectors of 32 bytes, the widest whose comparisons GCC keeps as vectors.
+// Several Gaussians side by side: vectors of 32 bytes, the widest whose comparisons GCC keeps as vectors
+// (those of common/vector.h have 64).
 #pragma once
 
 #include "common/simd.h"

@@ -88,7 +88,7 @@ __device__ __forceinline__ uint32_t key_bits(int k, int volume, int side) {
   return 1u << (3 + column) | 1u << third(k % side);
 }
 
-struct Neighbors {
+struct Neighbours {
   const int32_t*
       table;  // [rows, volume]: the row met by the output at a place in cell order; -1 for none, unless masks tell
   const uint32_t* masks;   // [rows]: bit k is set where a row is met at offset k; null for more than 32 offsets
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(256)
 
 // `from` and `to` name the rows of each pair, `start` the first pair of each offset.
 // `products` is the number of products that each pair asks of tiles.
-Neighbors find_neighbors(CudaWork& work, const int32_t* from, const int32_t* to, const std::vector<int64_t>& start,
-                         const int32_t* rank, int64_t num_in, int64_t rows, int64_t products) {
+Neighbours find_neighbours(CudaWork& work, const int32_t* from, const int32_t* to, const std::vector<int64_t>& start,
+                           const int32_t* rank, int64_t num_in, int64_t rows, int64_t products) {
   const auto volume = static_cast<int64_t>(start.size()) - 1;
   int side = 1;
   while (side * side * side < volume) side += 2;
@@ -178,14 +178,14 @@ Neighbors find_neighbors(CudaWork& work, const int32_t* from, const int32_t* to,
   launch(work, place_rows, blocks_for(rows, 256), 256, 0, rank, rows, static_cast<int>(volume), side, masks, rows_at,
          places, keys, guard.missing);
   guard.report();
-  Neighbors neighbors{table, masks, places, rows_at, rows, static_cast<int>(volume)};
+  Neighbours neighbours{table, masks, places, rows_at, rows, static_cast<int>(volume)};
   if (sorts) {
     auto* sorted_keys = reinterpret_cast<uint32_t*>(rows_at + 4 * rows);
     int32_t* sorted = rows_at + 5 * rows;
     sort_pairs(work, keys, sorted_keys, places, sorted, rows, static_cast<int>(std::min<int64_t>(volume, kKeyBits)));
-    neighbors.order = sorted;
+    neighbours.order = sorted;
   }
-  return neighbors;
+  return neighbours;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Vectors of pixels and of channels, in GCC's vector extension: the compiler lowers them to whatever the
-// instruction set of the surrounding P3M_KERNEL clone offers.
+// Vectors of pixels and of channels, in GCC's vector extension: the compiler lowers them to whatever the instruction
+// set of the surrounding P3M_KERNEL clone offers. Unlike those of common/vector.h they have a number of lanes, whatever
+// their type, as a strip of a tile does.
 #pragma once
 
 #include "common/simd.h"
