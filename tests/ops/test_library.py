@@ -50,11 +50,12 @@ def test_a_missing_library_is_said_once(monkeypatch, caplog):
 
 
 @pytest.mark.skipif("POINTCEPT3M_SERVER" in os.environ, reason="about the installed libraries")
-@pytest.mark.skipif(os.environ.get("POINTCEPT3M_CUDA") == "0", reason="POINTCEPT3M_CUDA=0 asks for no CUDA library")
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 def test_where_nvcc_is_the_cuda_library_is_built_and_loaded():
     said = run("-m", "pointcept3m.ops", "--status").stdout
+    if "POINTCEPT3M_CUDA=0 asked for none" in said:
+        pytest.skip("the package was installed with POINTCEPT3M_CUDA=0")
     assert "compiled CUDA library loaded from" in said, said
     if not torch.cuda.is_available() and "TORCH_CUDA_ARCH_LIST" not in os.environ:
         assert "sm_80, sm_90, sm_100" in said  # every kernel compiles for each of them
