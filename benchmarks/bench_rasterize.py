@@ -7,7 +7,7 @@ tests (seed 42). "op" is compositing of projected Gaussians (depth sort, tiles, 
 with colour, depth and D features. The peer is benchmarks/peer_torch_renderer.py, with autograd as its backward.
 
 Limits. P: (pixel, Gaussian) pairs that count; H, W: the image; G: Gaussians seen. Forward 2 P D flop, backward 4 P D
-(gradients of features, and one scalar product a pair), against the rate of a 2048^3 float32 matrix product. Bytes:
+(gradients of features, and one scalar product a pair), against the rate of a float32 matrix product. Bytes:
 forward 4 H W D written and 4 G D read, backward 4 H W D read and 8 G D, against the bandwidth of a copy.
 Memory: an image takes 4 H W (D + 2) bytes, gradients 4 G (D + 6); nothing is kept for a pair.
 """

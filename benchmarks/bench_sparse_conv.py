@@ -5,7 +5,7 @@
 The cloud is spconv's own benchmark, `spconv_cloud/benchmark-pc.npz` in POINTCEPT3M_DATA, voxelised at 0.1 m, in random
 order; without it, a generated surface of about as many voxels. A submanifold kernel of 3 has P pairs on its N voxels.
 
-    "of gemm":   2 P Cin Cout flop over the time, beside the rate of torch's own matrix product of 2048 x 2048
+    "of gemm":   2 P Cin Cout flop over the time, beside the rate of torch's own matrix product, at its best size
     "of bytes":  what must be moved at least, at the measured bandwidth of a copy, over the time:
                  convolution  s (N Cin + N Cout + K Cin Cout) + 8 P   (s bytes a number, K offsets)
                  pooling      s (N C + M C) + 8 P, and 4 M C winners for a maximum   (M outputs)
