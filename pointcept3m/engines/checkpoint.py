@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pointcept3m.utils import comm
+from pointcept3m.utils.config import Config
 from pointcept3m.utils.files import atomic_copy, atomic_write, near_files, remove_leftovers
 from pointcept3m.utils.registry import near_names
 from pointcept3m.utils.seed import mix_seed, rng_state, set_rng_state, set_seed
@@ -55,6 +56,29 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
             return {"state_dict": dict(content)}
     keys = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"checkpoint {path}: wanted a 'state_dict' or tensors by name, got {keys}")
+
+
+def saved_config(path: str | Path) -> Config | None:
+    """The config of the run that wrote a `.pth` or `.safetensors` file; None where the file does not carry one.
+
+    Raises: as `read_checkpoint`; ValueError for a text that is more than literals.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        text = _safetensors_metadata(path).get("config")
+    else:
+        text = read_checkpoint(path, mmap=True).get("config")
+    return Config.fromtext(text, f"{path}: config") if isinstance(text, str) and text else None
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {path}: truncated or damaged, {path.stat().st_size:,} bytes cannot be read ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

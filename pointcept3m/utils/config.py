@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .config_text import parse_config_text
 from .files import atomic_write, near_files
 from .registry import near_names
 
@@ -101,6 +102,14 @@ class Config(ConfigDict):
                 raise KeyError(f"option {name!r} is no setting of {path}; {near_names(name, SETTINGS | set(known_helpers))}")
         config.merge_from_dict({name: value for name, value in options.items() if name not in helpers})
         return config
+
+    @classmethod
+    def fromtext(cls, text: str, source: str = "config text") -> "Config":
+        """The configuration that `pretty_text` wrote, read without running anything (see `config_text`).
+
+        Raises: ValueError, which names `source`, for any syntax but literals and `dict(...)`.
+        """
+        return cls(parse_config_text(text, source))
 
     @property
     def pretty_text(self) -> str:
