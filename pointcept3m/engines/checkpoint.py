@@ -99,12 +99,15 @@ def load_weights(
     strict: bool = True,
     allow_partial: bool | Sequence[str] = False,
     logger: logging.Logger | None = None,
+    part: str = "",
 ) -> dict[str, Any]:
     """Puts the weights of `path` into `model` and returns the whole checkpoint.
 
     keywords, replacement: the first occurrence of `keywords` in a key is replaced; a leading "module." (from DDP) is
     dropped. By default every key must fit. `allow_partial=True` (or Pointcept's `strict=False`) takes what fits;
     a list of prefixes (`("seg_head", "backbone.final")`) lets only keys under these be missing, surplus or of another shape.
+    part: `"backbone"` looks at that part of file and model alone, which is what fine-tuning takes of a pretraining; the
+    rest of the model stays as it is.
 
     Raises: FileNotFoundError, ValueError as `read_checkpoint`; ValueError that lists what does not fit, also where
     nothing at all does.
@@ -119,6 +122,8 @@ def load_weights(
         full = full.replace(keywords, replacement, 1) if keywords else full
         source[full.removeprefix("module.")] = value
     target = model.state_dict()
+    if part:
+        source, target = _only(part, source, path), _only(part, target, type(model).__name__)
     wrong_shape = {k for k in source if k in target and source[k].shape != target[k].shape}
     fits = {k: v for k, v in source.items() if k in target and k not in wrong_shape}
     problems = {
@@ -138,6 +143,15 @@ def load_weights(
             if keys:
                 logger.warning(f"weights: {len(keys)} {what}, allowed: {_shorten(keys)}")
     return checkpoint
+
+
+def _only(part: str, tensors: Mapping[str, Any], owner: Any) -> dict[str, Any]:
+    """The tensors below `part`. Raises ValueError, which calls their owner by name, where there is none."""
+    found = {key: value for key, value in tensors.items() if key.startswith(f"{part}.")}
+    if not found:
+        parts = sorted({key.split(".")[0] for key in tensors})
+        raise ValueError(f"part={part!r}: {owner} has no tensor of that part; {near_names(part, parts)}")
+    return found
 
 
 def _partial_message(path: Any, source: Mapping, target: Mapping, fits: Mapping, problems: Mapping[str, list[str]]) -> str:

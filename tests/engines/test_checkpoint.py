@@ -172,3 +172,21 @@ def test_best_is_the_best(tmp_path, toy, train):
     trainer = train(cfg)
     best, last = (torch.load(tmp_path / f"run/model/model_{name}.pth", weights_only=True) for name in ("best", "last"))
     assert (best["epoch"], last["epoch"]) == (1, 2) and trainer.best_metric_value == 0.0
+
+
+def test_fine_tuning_takes_the_backbone_alone(tmp_path):
+    pretrained = nn.ModuleDict({"backbone": nn.Linear(3, 4), "decoder": nn.Linear(4, 2)})
+    torch.save({"state_dict": pretrained.state_dict()}, tmp_path / "pretrained.pth")
+    model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "seg_head": nn.Linear(4, 5)})
+    head = model["seg_head"].weight.clone()
+    with pytest.raises(ValueError, match="seg_head"):
+        load_weights(model, tmp_path / "pretrained.pth")
+    load_weights(model, tmp_path / "pretrained.pth", part="backbone")
+    assert torch.equal(model["backbone"].weight, pretrained["backbone"].weight)
+    assert torch.equal(model["seg_head"].weight, head)
+    # What is missing inside the part is an error as before.
+    larger = nn.ModuleDict({"backbone": nn.Linear(3, 5), "seg_head": nn.Linear(5, 5)})
+    with pytest.raises(ValueError, match="of another shape"):
+        load_weights(larger, tmp_path / "pretrained.pth", part="backbone")
+    with pytest.raises(ValueError, match="no tensor of that part; did you mean 'backbone'"):
+        load_weights(model, tmp_path / "pretrained.pth", part="backbon")

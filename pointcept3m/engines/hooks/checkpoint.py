@@ -14,7 +14,7 @@ from .builder import HOOKS
 class CheckpointLoader(HookBase):
     """Loads `cfg.weight` before training and, with `cfg.resume`, everything needed to continue to the digit.
 
-    keywords, replacement, strict, allow_partial: see `engines.checkpoint.load_weights`. A path that does not exist
+    keywords, replacement, strict, allow_partial, part: see `engines.checkpoint.load_weights`. A path that does not exist
     or a file that fits only in part is an error.
     """
 
@@ -26,8 +26,10 @@ class CheckpointLoader(HookBase):
         replacement: str | None = None,
         strict: bool = True,
         allow_partial: bool | Sequence[str] = False,
+        part: str = "",
     ):
         self.keywords, self.replacement, self.strict, self.allow_partial = keywords, replacement, strict, allow_partial
+        self.part = part
 
     def before_train(self) -> None:
         trainer = self.trainer
@@ -37,7 +39,7 @@ class CheckpointLoader(HookBase):
             trainer.logger.info(f"resumed {checkpoint}: {trainer.global_step} of {trainer.total_steps} steps are done")
         elif weight:
             load_weights(
-                unwrap(trainer.model), weight, self.keywords, self.replacement, self.strict, self.allow_partial, trainer.logger
+                unwrap(trainer.model), weight, self.keywords, self.replacement, self.strict, self.allow_partial, trainer.logger, self.part
             )
 
 

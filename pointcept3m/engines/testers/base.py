@@ -74,11 +74,15 @@ class TesterBase:
         return self.load_model().eval()
 
     def load_model(self) -> nn.Module:
-        """The model with what its CheckpointLoader would load of the checkpoint."""
+        """The model with all its weights; keys are renamed as the config's CheckpointLoader says.
+
+        What that hook lets pass (`part`, `allow_partial`) is for starting a training: a test of a model that is partly
+        random is a mistake.
+        """
         model = build_model(self.cfg.model).to(self.device)
-        loader = next((dict(hook) for hook in self.cfg.hooks if hook.get("type") == "CheckpointLoader"), {})
-        loader.pop("type", None)
-        load_weights(model, self.cfg.weight, **loader, logger=self.logger)
+        loader = next((hook for hook in self.cfg.hooks if hook.get("type") == "CheckpointLoader"), {})
+        renaming = {key: loader[key] for key in ("keywords", "replacement") if key in loader}
+        load_weights(model, self.cfg.weight, **renaming, logger=self.logger)
         return model
 
     def build_test_loader(self) -> torch.utils.data.DataLoader:
