@@ -12,6 +12,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pointcept3m.datasets.builder import DATASETS, TRANSFORMS
+from pointcept3m.datasets.limited import (
+    keep_annotated,
+    listed_scenes,
+    read_annotated_rows,
+    read_names,
+    require_annotated,
+)
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.scene import Scene
 from pointcept3m.utils.registry import near_names
@@ -35,6 +42,10 @@ class PointDataset(Dataset):
         on_bad_scene: "raise" an error that names the scene, or "skip" it: the log names it once and the next scene in
             order that can be read takes its place. Which one that is follows from the index of the sample and the
             files alone, so samples do not depend on the number of workers.
+        lr_file: a text file of scene names, one a line: only those scenes are used, in that order (ScanNet's limited
+            reconstructions).
+        la_file: a torch file {scene name: rows that carry a label}: other labels are hidden (limited annotations), and
+            the rows stand in `sampled_index`, which every transform keeps up.
 
     Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
         none of it.
@@ -59,6 +70,8 @@ class PointDataset(Dataset):
         ignore_index: int = -1,
         loop: int = 1,
         on_bad_scene: str = "raise",
+        lr_file: str | Path | None = None,
+        la_file: str | Path | None = None,
     ) -> None:
         super().__init__()
         if on_bad_scene not in ("raise", "skip"):
@@ -75,7 +88,11 @@ class PointDataset(Dataset):
         self._scenes: dict[int, Scene] = {}
         if test_cfg:
             self._build_test(test_cfg)
+        self.lr_names = None if lr_file is None else read_names(lr_file)
+        self.la_rows = None if la_file is None else read_annotated_rows(la_file)
         self.data_list = self.get_data_list()
+        if self.la_rows is not None:
+            require_annotated(map(self.scene_name, self.data_list), self.la_rows)
         logger.info("%s: %d scenes x %d in split %s", type(self).__name__, len(self.data_list), self.loop, split)
 
     def _build_test(self, test_cfg: Mapping[str, Any]) -> None:
@@ -101,7 +118,10 @@ class PointDataset(Dataset):
             raise FileNotFoundError(
                 f"{type(self).__name__}: no scene in {self.data_root}, split {self.split}. {self.hint}"
             )
-        return folders
+        if self.lr_names is None:
+            return folders
+        by_name = {self.scene_name(folder): folder for folder in folders}
+        return listed_scenes(by_name, self.lr_names, f"{self.data_root}, split {self.split}")
 
     def _folders_of(self, split: str) -> list[Path]:
         if split.endswith(".json"):
@@ -122,9 +142,13 @@ class PointDataset(Dataset):
             raise FileNotFoundError(f"{type(self).__name__}: {folder} not found; {near}. {self.hint}")
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
+    def scene_name(self, folder: Path) -> str:
+        """What the scene in `folder` is called in samples, lists of scenes and predictions."""
+        return folder.name
+
     def get_data_name(self, idx: int) -> str:
         """The name of the scene of sample `idx`."""
-        return self.data_list[idx % len(self.data_list)].name
+        return self.scene_name(self.data_list[idx % len(self.data_list)])
 
     def get_split_name(self, idx: int) -> str:
         """The folder that holds the scene of sample `idx`."""
@@ -158,6 +182,8 @@ class PointDataset(Dataset):
         data["segment"] = self._labels(data.pop(self.segment_asset, None), count)
         data["instance"] = self._labels(data.get("instance"), count)
         data["name"], data["split"] = self.get_data_name(idx), self.get_split_name(idx)
+        if self.la_rows is not None:
+            keep_annotated(data, self.la_rows[data["name"]], self.ignore_index)
         return data
 
     def _labels(self, values: np.ndarray | None, count: int) -> np.ndarray:

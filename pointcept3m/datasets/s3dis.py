@@ -25,5 +25,5 @@ class S3DISDataset(PointDataset):
     ) -> None:
         super().__init__(split=split, data_root=data_root, **kwargs)
 
-    def get_data_name(self, idx: int) -> str:
-        return f"{self.get_split_name(idx)}-{super().get_data_name(idx)}"
+    def scene_name(self, folder: Path) -> str:
+        return f"{folder.parent.name}-{folder.name}"

@@ -147,28 +147,6 @@ def test_fragments_of_a_test_sample_cover_every_point(root):
         build(root, test_mode=True, test_cfg=dict(voxelise=None))
 
 
-def test_limited_reconstructions_and_annotations(root, tmp_path):
-    for name in ("a", "b", "c"):
-        (root / "train" / name / "segment.npy").rename(root / "train" / name / "segment20.npy")
-    (tmp_path / "few.txt").write_text("c\na\n\n")
-    few = build(root, "ScanNetDataset", lr_file=str(tmp_path / "few.txt"))
-    assert [few[i]["name"] for i in range(len(few))] == ["c", "a"]
-    rows = np.array([3, 7, 11])
-    torch.save({name: rows for name in ("a", "b", "c")}, tmp_path / "points")
-    data = build(root, "ScanNetDataset", la_file=str(tmp_path / "points"))[1]
-    labelled = np.flatnonzero(data["segment"] >= 0)
-    assert labelled.tolist() == rows.tolist() == data["sampled_index"].tolist()
-    (tmp_path / "few.txt").write_text("zz\n")
-    with pytest.raises(FileNotFoundError, match="1 scenes of lr_file are not in .* first 'zz'"):
-        build(root, "ScanNetDataset", lr_file=str(tmp_path / "few.txt"))
-    torch.save({"a": torch.tensor([500])}, tmp_path / "points")
-    with pytest.raises(ValueError, match="la_file names row 500 of 'a', which has 500 points"):
-        _ = build(root, "ScanNetDataset", la_file=str(tmp_path / "points"))[0]
-    torch.save({"a": np.random.default_rng(0)}, tmp_path / "points")
-    with pytest.raises(ValueError, match="not a plain torch file"):
-        build(root, "ScanNetDataset", la_file=str(tmp_path / "points"))
-
-
 def test_bad_scene_raises_or_is_skipped_by_name(root, caplog):
     np.save(root / "train" / "b" / "coord.npy", np.full((500, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="b/coord.npy: 500 of 500 rows are not finite"):
