@@ -4,6 +4,7 @@ from pointcept3m.models import backbones as backbones
 from pointcept3m.models import gaussiancross as gaussiancross
 from pointcept3m.models import heads as heads
 from pointcept3m.models import losses as losses
+from pointcept3m.models import msc as msc
 from pointcept3m.models import teachers as teachers
 from pointcept3m.models.builder import LOSSES as LOSSES
 from pointcept3m.models.builder import MODELS as MODELS
