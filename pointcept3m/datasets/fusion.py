@@ -10,11 +10,16 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pointcept3m.datasets.readers.rgbd import RGBDFolder
 from pointcept3m.ops.voxelize import group_keys
 from pointcept3m.structures.camera import register_color, unproject
 
 # cells are numbered with 21 bits an axis: at 1 mm that is a cube of 2 km, and beyond it is an error, not a collision
 CELL_BITS = 21
+# the words by which a user names a direction, and the direction
+AXES = {
+    f"{sign}{axis}": row * s for sign, s in (("", 1), ("-", -1)) for axis, row in zip("xyz", np.eye(3), strict=True)
+}
 
 
 @dataclass(frozen=True)
@@ -249,3 +254,16 @@ def refine_up(up: NDArray[np.float64], normal: NDArray, cone_degrees: float = 25
         up = near.mean(axis=0)
         up = up / np.linalg.norm(up)
     return up.astype(np.float64)
+
+
+def choose_up(folder: RGBDFolder, cloud: FusedCloud, axis: str) -> tuple[NDArray[np.float64], str]:
+    """(the up direction in the world of the poses, why): `axis`, one of AXES; "camera" guesses from the pictures;
+    "auto" does so where the kind of folder does not tell."""
+    if axis in AXES:
+        return AXES[axis], "as --up-axis says"
+    seen = camera_up(np.stack([frame.pose for frame in folder.frames]))
+    if axis == "camera" or folder.up is None:
+        return refine_up(seen, cloud.normal), "guessed from the mean camera and the flattest surfaces"
+    angle = np.degrees(np.arccos(np.clip(seen @ folder.up, -1, 1)))
+    doubt = f" (but the cameras' own up is {angle:.0f} degrees away: is it right?)" if angle > 60 else ""
+    return folder.up, folder.up_source + doubt

@@ -1,6 +1,8 @@
 """The command line of train and test. Imports no torch, so that `--help` answers at once."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 
 def default_argument_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
@@ -14,3 +16,12 @@ def default_argument_parser(prog: str | None = None, description: str | None = N
     parser.add_argument("--options", nargs="+", action="extend", metavar="a.b=c", help="settings on top of the config file, as Python literals")
     parser.add_argument("--resume", action="store_true", help="continue the run in save_path from its model/model_last.pth, or from the weight given in --options")
     return parser
+
+
+def join_axis(arguments: Sequence[str] | None) -> list[str]:
+    """`--up-axis -y` as one word, since argparse takes "-y" for a flag."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    while "--up-axis" in words[:-1]:
+        at = words.index("--up-axis")
+        words[at : at + 2] = [f"--up-axis={words[at + 1]}"]
+    return words

@@ -18,21 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pointcept3m.datasets.fusion import (
+    AXES,
     DepthFrame,
     FusedCloud,
     FusionSettings,
-    camera_up,
+    choose_up,
     fuse_frames,
-    refine_up,
     rotation_to_z,
 )
 from pointcept3m.datasets.readers.rgbd import KINDS, FrameRecord, RGBDFolder, open_rgbd
+from pointcept3m.engines.arguments import join_axis
 from pointcept3m.structures.images import read_color, write_depth
 from pointcept3m.structures.scene import heldout
-
-AXES = {
-    f"{sign}{axis}": row * s for sign, s in (("", 1), ("-", -1)) for axis, row in zip("xyz", np.eye(3), strict=True)
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads, fuses, writes; prints every guess with the flag that overrides it."""
-    args = build_parser().parse_args(_join_axis(arguments))
+    args = build_parser().parse_args(join_axis(arguments))
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.output} exists; pass --overwrite to replace it")
     if args.output.exists() and not (args.output / "fusion.json").is_file():
@@ -101,15 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{args.output}: {len(cloud.coord)} points over {size} m, {len(frames)} frames")
 
 
-def _join_axis(arguments: Sequence[str] | None) -> list[str]:
-    """`--up-axis -y` as one word, since argparse takes "-y" for a flag."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    while "--up-axis" in words[:-1]:
-        at = words.index("--up-axis")
-        words[at : at + 2] = [f"--up-axis={words[at + 1]}"]
-    return words
-
-
 def _spaced(frames: Sequence[FrameRecord], most: int) -> list[FrameRecord]:
     """At most `most` of the frames, evenly spaced; all for 0."""
     if most <= 0 or len(frames) <= most:
@@ -122,18 +110,6 @@ def read_frames(folder: RGBDFolder, frames: Sequence[FrameRecord]) -> Iterator[D
     for frame in frames:
         color, depth = folder.read(frame)
         yield DepthFrame(color, depth, folder.color_intrinsic, folder.depth_intrinsic, frame.pose)
-
-
-def choose_up(folder: RGBDFolder, cloud: FusedCloud, axis: str) -> tuple[NDArray[np.float64], str]:
-    """(the up direction in the world of the poses, why)."""
-    if axis in AXES:
-        return AXES[axis], "as --up-axis says"
-    seen = camera_up(np.stack([frame.pose for frame in folder.frames]))
-    if axis == "camera" or folder.up is None:
-        return refine_up(seen, cloud.normal), "guessed from the mean camera and the flattest surfaces"
-    angle = np.degrees(np.arccos(np.clip(seen @ folder.up, -1, 1)))
-    doubt = f" (but the cameras' own up is {angle:.0f} degrees away: is it right?)" if angle > 60 else ""
-    return folder.up, folder.up_source + doubt
 
 
 def write_cloud(root: Path, cloud: FusedCloud, rotation: NDArray[np.float64]) -> None:
