@@ -250,6 +250,24 @@ def instance_scores(
     return totals, per_class
 
 
+def scored_classes(names: Sequence[str], segment_ignore_index: Sequence[int]) -> dict[int, str]:
+    """The classes that have instances, by number, with their names: all but the ignored ones."""
+    return {k: name for k, name in enumerate(names) if k not in tuple(segment_ignore_index)}
+
+
+def score_table(totals: Mapping[str, float], per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """Lines of text: a class each with its ap, ap50 and ap25, "-" where it is NaN, and the means last."""
+    width = max(len(name) for name in ("mean", *per_class))
+    rows = [("", "AP", "AP50", "AP25")]
+    rows += [(name, *(_text(row[key]) for key in ("ap", "ap50", "ap25"))) for name, row in per_class.items()]
+    rows.append(("mean", *(_text(totals[key]) for key in ("mAP", "AP50", "AP25"))))
+    return "\n".join(f"  {name:<{width}}" + "".join(f"{value:>8}" for value in values) for name, *values in rows)
+
+
+def _text(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"
+
+
 def _outcomes(scene: SceneMatches, large: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows of (class, 1 hit or 0 false positive, score), and the classes of true instances that nothing has found."""
     union = scene.true_size[scene.pair_true] + scene.pred_size[scene.pair_pred] - scene.pair_size

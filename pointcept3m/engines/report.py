@@ -42,6 +42,12 @@ METRICS: dict[str, tuple[str, float, str, int]] = {
     "allAcc": ("Accuracy", 100, "%", 1),
     "iou": ("IoU", 100, "%", 1),
     "acc": ("Accuracy", 100, "%", 1),
+    "mAP": ("mAP", 100, "%", 1),
+    "AP50": ("AP50", 100, "%", 1),
+    "AP25": ("AP25", 100, "%", 1),
+    "ap": ("AP", 100, "%", 1),
+    "ap50": ("AP50", 100, "%", 1),
+    "ap25": ("AP25", 100, "%", 1),
 }
 AT_START = "_at_start"
 

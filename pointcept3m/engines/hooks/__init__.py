@@ -5,6 +5,7 @@ from pointcept3m.utils.hook import HookBase
 from .builder import HOOKS, build_hooks
 from .checkpoint import CheckpointLoader, CheckpointSaver
 from .evaluator import PreciseEvaluator, SemSegEvaluator
+from .insseg import InsSegEvaluator
 from .misc import GarbageHandler, ModelHook
 from .probe import LinearProbe
 from .render import RenderEvaluator
@@ -19,6 +20,7 @@ __all__ = [
     "GarbageHandler",
     "HookBase",
     "InformationWriter",
+    "InsSegEvaluator",
     "IterationTimer",
     "LinearProbe",
     "MetricsWriter",
