@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pointcept3m.models.builder import MODELS, build_model
@@ -80,11 +81,19 @@ class DefaultSegmentorV2(DefaultSegmentor):
 
 
 def features_of(output: Any) -> Tensor:
-    """The point features in a backbone's output: the output itself, or its `feat`."""
+    """The point features in a backbone's output: the output itself, or its `feat`.
+
+    An encoder without decoder (PT-v3m1 with enc_mode) gives a chain of grids: then each point gets the features of
+    its cells on all of them side by side, its own first.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and isinstance(output.get("feat"), Tensor):
-        return output["feat"]
+        feat = output["feat"]
+        while "pooling_parent" in output:
+            inverse, output = output["pooling_inverse"], output["pooling_parent"]
+            feat = torch.cat([output["feat"], feat[inverse]], dim=1)
+        return feat
     if hasattr(output, "features"):  # a sparse tensor
         return output.features
     raise TypeError(f"backbone: wanted a tensor [N, C] or a dict with 'feat', got {type(output).__name__}")
