@@ -1,6 +1,6 @@
 """Transforms that choose points: grid sampling, masks, dropout, order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,17 +67,22 @@ class GridSample(Transform):
 
     def apply(self, data_dict: DataDict) -> DataDict | list[DataDict]:
         voxels = find_voxels(data_dict["coord"], self.grid_size)
+        if self.mode == "test":
+            return list(self.fragments(data_dict, voxels))
+        picked = voxels.sample(torch.from_numpy(np.random.random(len(voxels.counts)))).numpy()
+        return self._select(data_dict, picked, voxels.inverse.numpy(), self._extras(data_dict, voxels))
+
+    def fragments(self, data_dict: DataDict, voxels: Voxels, most: int | None = None) -> Iterator[DataDict]:
+        """The samples of mode "test", each made when it is asked for, so that memory need not hold them all.
+
+        voxels: `find_voxels` of the sample's coord and this grid. most: stop after so many.
+        """
         inverse, extras = voxels.inverse.numpy(), self._extras(data_dict, voxels)
-        if self.mode == "train":
-            picked = voxels.sample(torch.from_numpy(np.random.random(len(voxels.counts)))).numpy()
-            return self._select(data_dict, picked, inverse, extras)
-        parts = []
-        for rows in voxels.fragments():
+        for rows in voxels.fragments()[:most]:
             picked = rows.numpy()
             part = self._select(dict(data_dict), picked, inverse, extras)
             part["index"] = picked
-            parts.append(part)
-        return parts
+            yield part
 
     def _extras(self, data_dict: DataDict, voxels: Voxels) -> DataDict:
         """The per-point keys asked for, for all points."""
