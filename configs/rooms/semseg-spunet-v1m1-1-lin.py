@@ -1,0 +1,6 @@
+"""Linear probe: only the linear head is trained, on the frozen backbone of weight=... (GaussianCross, Table 1)."""
+
+_base_ = ["semseg-spunet-v1m1-0-base.py"]
+
+# The batch norms of the frozen backbone stay in eval mode; frozen_norm="train" is what the released code does.
+model = dict(freeze_backbone=True)
