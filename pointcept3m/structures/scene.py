@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.structures.camera import SizeHW, invert_pose, register_color, resize_nearest, scale_intrinsic
 from pointcept3m.structures.images import read_color, read_depth
+from pointcept3m.utils.arrays import bounds
 from pointcept3m.utils.registry import near_names
 
 MAX_COORD = 1e4  # metres; beyond it a float32 coordinate is off by a millimetre and grid cells overflow
@@ -304,17 +305,16 @@ def _check_shape(path: Path, array: NDArray, columns: int, number: str, count: i
 
 def _check_values(path: Path, asset: str, array: NDArray[np.float32]) -> None:
     """Finite, and within the range of the asset."""
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
+    if not np.isfinite(array).all():
+        finite = np.isfinite(array).all(axis=1)
         row = int(np.argmin(finite))
         bad = len(array) - int(finite.sum())
         raise ValueError(f"{path}: {bad} of {len(array)} rows are not finite, the first is row {row}: {array[row]}")
-    if asset == "coord":
+    low, high = (float(f(limits)) for f, limits in zip((np.min, np.max), bounds(array), strict=True))
+    if asset == "coord" and max(-low, high) > MAX_COORD:
         row = int(np.argmax(np.abs(array).max(axis=1)))
-        if np.abs(array[row]).max() > MAX_COORD:
-            raise ValueError(f"{path}: row {row} is {array[row]}, beyond {MAX_COORD:g} m; wanted metres")
+        raise ValueError(f"{path}: row {row} is {array[row]}, beyond {MAX_COORD:g} m; wanted metres")
     if asset == "color":
-        low, high = float(array.min()), float(array.max())
         if low < 0 or high > 255:
             raise ValueError(f"{path}: colours run from {low:g} to {high:g}; wanted 0..255")
         if 0 < high <= 1 and np.any((array > 0) & (array < 1)):

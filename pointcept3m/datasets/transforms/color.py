@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import DataDict, Transform, chance
+from pointcept3m.utils.arrays import bounds, by_column, normal_noise
 
 GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of ITU-R BT.601
 ColorMap = Callable[[NDArray], NDArray]
@@ -32,7 +33,8 @@ class ColorTransform(Transform):
         change = self.draw(data_dict["color"])
         if change is None:
             return data_dict
-        data_dict["color"] = np.clip(change(data_dict["color"].astype(np.float32)), 0, 255).astype(np.float32)
+        changed = change(data_dict["color"].astype(np.float32, copy=False))
+        data_dict["color"] = np.clip(changed, 0, 255, out=changed).astype(np.float32, copy=False)
         if self.views and "rgb" in data_dict:
             changed = change(data_dict["rgb"].astype(np.float32) * np.float32(255))
             data_dict["rgb"] = (np.clip(changed, 0, 255) / 255).astype(np.float32)
@@ -79,11 +81,13 @@ class ChromaticAutoContrast(ColorTransform):
     def draw(self, color: NDArray) -> ColorMap | None:
         if not chance(self.p):
             return None
-        low, high = color.min(axis=0).astype(np.float32), color.max(axis=0).astype(np.float32)
+        low, high = (limit.astype(np.float32) for limit in bounds(color))
         gain = np.where(high > low, 255 / np.maximum(high - low, 1e-6), 1).astype(np.float32)
         low = np.where(high > low, low, 0).astype(np.float32)
         blend = np.float32(np.random.rand() if self.blend_factor is None else self.blend_factor)
-        return lambda values: values + blend * ((values - low) * gain - values)
+        # values + blend * ((values - low) * gain - values), with each column's numbers put together first
+        factor, shift = 1 + blend * (gain - 1), -blend * low * gain
+        return lambda values: by_column(np.add, by_column(np.multiply, values, factor), shift)
 
 
 @TRANSFORMS.register_module()
@@ -98,7 +102,7 @@ class ChromaticTranslation(ColorTransform):
         if not chance(self.p):
             return None
         shift = (np.random.uniform(-1, 1, 3) * 255 * self.ratio).astype(np.float32)
-        return lambda values: values + shift
+        return lambda values: by_column(np.add, values, shift)
 
 
 @TRANSFORMS.register_module()
@@ -113,7 +117,8 @@ class ChromaticJitter(ColorTransform):
     def draw(self, color: NDArray) -> ColorMap | None:
         if not chance(self.p):
             return None
-        noise = (np.random.randn(*color.shape) * self.std * 255).astype(np.float32)
+        noise = normal_noise(color.shape)
+        noise *= self.std * 255
         return lambda values: values + noise
 
 

@@ -4,14 +4,16 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import DataDict, Transform, chance
 from pointcept3m.structures.camera import apply_affine_to_extrinsic
+from pointcept3m.utils.arrays import bounds, by_column, normal_noise
 
 CAMERAS = ("extrinsic",)
+MAX_NOISE_CELLS = 2**27  # of ElasticDistortion: 1.6 GB of noise
 
 
 def affine(linear: NDArray | None = None, shift: NDArray | None = None) -> NDArray[np.float64]:
@@ -37,25 +39,52 @@ def rotation(axis: str, angle: float, center: Sequence[float]) -> NDArray[np.flo
 
 
 def apply_affine(data_dict: DataDict, matrix: NDArray, keys: Sequence[str] = CAMERAS) -> DataDict:
-    """Moves the sample by the 4x4 `matrix`: coord, normal (inverse transpose, unit length) and cameras (E A^-1).
+    """Moves the sample by the 4x4 `matrix`: coord, normal (inverse transpose) and cameras (E A^-1).
 
     `keys` names the world->camera matrices to move; those that are absent are passed over, and "extrinsic" is moved
     whether named or not, since a sample whose cameras stay behind is never wanted. Depth images stay as they are:
     camera-space z is unchanged (see `apply_affine_to_extrinsic`).
+
+    Normals keep their length where the matrix turns, mirrors and scales all axes alike; where it shears or scales them
+    unlike, they get unit length. Computed in float32, or for float64 coordinates in float64; float32 comes out.
     """
     linear, shift = matrix[:3, :3], matrix[:3, 3]
-    data_dict["coord"] = (data_dict["coord"].astype(np.float64) @ linear.T + shift).astype(np.float32)
-    if "normal" in data_dict and not np.array_equal(linear, np.eye(3)):
-        normal = data_dict["normal"].astype(np.float64) @ np.linalg.inv(linear)
-        length = np.linalg.norm(normal, axis=1, keepdims=True)
-        data_dict["normal"] = (normal / np.maximum(length, 1e-12)).astype(np.float32)
+    coord = data_dict["coord"]
+    if coord.dtype != np.float32:
+        coord = coord.astype(np.float64)
+    coord = _times(coord, linear)
+    if shift.any():
+        coord = by_column(np.add, coord, shift)
+    data_dict["coord"] = coord.astype(np.float32, copy=False)
+    if "normal" in data_dict:
+        data_dict["normal"] = _turn_normals(data_dict["normal"].astype(np.float32, copy=False), linear)
     for key in {*CAMERAS, *keys} & data_dict.keys():
         data_dict[key] = apply_affine_to_extrinsic(data_dict[key], matrix)
     return data_dict
 
 
+def _times(points: NDArray, linear: NDArray) -> NDArray:
+    """Each row of points [N, 3] multiplied by the 3x3 matrix `linear`, in their type."""
+    diagonal = np.diag(linear)
+    if not np.array_equal(linear, np.diag(diagonal)):
+        return points @ linear.T.astype(points.dtype)
+    return points if (diagonal == 1).all() else by_column(np.multiply, points, diagonal)
+
+
+def _turn_normals(normal: NDArray[np.float32], linear: NDArray) -> NDArray[np.float32]:
+    """Normals [N, 3] of points that were multiplied by `linear`."""
+    scale = np.linalg.norm(linear[:, 0])
+    turn = linear / scale if scale else linear
+    if np.allclose(turn.T @ turn, np.eye(3), rtol=0, atol=1e-12):  # its own inverse transpose
+        return _times(normal, turn.astype(np.float32))
+    normal = _times(normal, np.linalg.inv(linear).T)
+    length = np.sqrt(np.einsum("nc,nc->n", normal, normal))
+    return normal / np.maximum(length, 1e-12)[:, None]
+
+
 def _bounds(data_dict: DataDict) -> tuple[NDArray, NDArray]:
-    return data_dict["coord"].min(axis=0).astype(np.float64), data_dict["coord"].max(axis=0).astype(np.float64)
+    low, high = bounds(data_dict["coord"])
+    return low.astype(np.float64), high.astype(np.float64)
 
 
 def _refuse_frames(transform: Transform, data_dict: DataDict) -> None:
@@ -248,8 +277,9 @@ class RandomJitter(Transform):
         self.sigma, self.clip = sigma, clip
 
     def apply(self, data_dict: DataDict) -> DataDict:
-        noise = np.clip(self.sigma * np.random.randn(*data_dict["coord"].shape), -self.clip, self.clip)
-        data_dict["coord"] = data_dict["coord"] + noise.astype(np.float32)
+        noise = normal_noise(data_dict["coord"].shape)
+        noise *= self.sigma
+        data_dict["coord"] = data_dict["coord"] + np.clip(noise, -self.clip, self.clip, out=noise)
         return data_dict
 
 
@@ -263,8 +293,7 @@ class ClipGaussianJitter(Transform):
         self.scalar, self.store_jitter = scalar, store_jitter
 
     def apply(self, data_dict: DataDict) -> DataDict:
-        noise = np.clip(np.random.randn(*data_dict["coord"].shape) / 1.96, -1, 1)
-        noise = (self.scalar * noise).astype(np.float32)
+        noise = self.scalar * np.clip(normal_noise(data_dict["coord"].shape) / np.float32(1.96), -1, 1)
         data_dict["coord"] = data_dict["coord"] + noise
         if self.store_jitter:
             data_dict["jitter"] = noise
@@ -293,14 +322,36 @@ class ElasticDistortion(Transform):
 
 
 def elastic_distortion(coord: NDArray, granularity: float, magnitude: float) -> NDArray[np.float32]:
-    """Adds to coord [N, 3] a smooth random field: noise on a grid of `granularity`, box-blurred twice per axis."""
-    low = coord.min(axis=0)
-    cells = np.floor((coord - low).max(axis=0) / granularity).astype(int) + 3
-    noise = np.random.randn(*cells, 3).astype(np.float32)
-    for _ in range(2):
-        for axis in range(3):
-            noise = ndimage.uniform_filter1d(noise, size=3, axis=axis, mode="constant")
-    # one cell of margin on both sides, so that every point has all its neighbours
-    position = ((coord - low) / granularity + 1).T
-    field = [ndimage.map_coordinates(noise[..., c], position, order=1, mode="nearest") for c in range(3)]
-    return (coord + np.stack(field, axis=1) * magnitude).astype(np.float32)
+    """Adds to coord [N, 3] a smooth random field: noise on a grid of `granularity`, box-blurred twice per axis, read
+    between the grid's nodes by trilinear interpolation.
+
+    Raises: ValueError where the extent needs more than 2^27 nodes.
+    """
+    low, high = bounds(coord)
+    cells = np.floor((high - low) / granularity).astype(np.int64) + 3
+    if not 0 < cells.astype(float).prod() <= MAX_NOISE_CELLS:
+        raise ValueError(
+            f"ElasticDistortion: noise every {granularity} m over {low.tolist()} .. {high.tolist()} has "
+            f"{'x'.join(map(str, cells))} nodes, more than {MAX_NOISE_CELLS}; is the cloud in metres, without outliers?"
+        )
+    noise = _smooth(normal_noise((*cells, 3))) * np.float32(magnitude)
+    # the first point's place is at node 1: a margin on both sides, so that every point has all its neighbours.
+    # grid_sample counts from -1 (first node) to 1 (last), and x along the last axis
+    place = by_column(np.subtract, coord.astype(np.float32, copy=False), low)
+    place = by_column(np.multiply, place, 2 / (granularity * (cells - 1)))
+    place = by_column(np.add, place, 2 / (cells - 1) - 1)
+    volume = torch.from_numpy(noise).permute(3, 2, 1, 0)[None]
+    at = torch.from_numpy(place)[None, None, None]
+    field = torch.nn.functional.grid_sample(volume, at, align_corners=True, padding_mode="border")
+    return (coord + field.reshape(3, -1).numpy().T).astype(np.float32, copy=False)
+
+
+def _smooth(noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Noise [X, Y, Z, C] box-blurred over three nodes along x, y and z, twice; beyond the border it is 0."""
+    for axis in (0, 1, 2) * 2:
+        summed = noise.copy()
+        before, after = (np.moveaxis(array, axis, 0) for array in (noise, summed))
+        after[1:] += before[:-1]
+        after[:-1] += before[1:]
+        noise = summed
+    return noise / np.float32(27**2)
