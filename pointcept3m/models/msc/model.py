@@ -55,7 +55,9 @@ class MaskedSceneContrast(nn.Module):
     ):
         super().__init__()
         if not 0 <= mask_rate <= 0.5:
-            raise ValueError(f"MSC: mask_rate must lie in [0, 0.5], since no place is hidden in both views; got {mask_rate}")
+            raise ValueError(
+                f"MSC: mask_rate must lie in [0, 0.5], since no place is hidden in both views; got {mask_rate}"
+            )
         positive = dict(
             mask_grid_size=mask_grid_size,
             matching_max_k=matching_max_k,
