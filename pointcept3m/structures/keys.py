@@ -113,7 +113,8 @@ def per_point_keys(data_dict: Mapping[str, Any], extra: Iterable[str] = ()) -> l
 
 
 def index_operator(data_dict: dict[str, Any], index: Any, duplicate: bool = False, extra: Iterable[str] = ()) -> dict:
-    """Keeps the points `index` (row numbers or a boolean mask) in every per-point key.
+    """Keeps the points `index` (row numbers or a boolean mask) in every per-point key; `sampled_index`, the rows of the
+    annotated points, is renumbered to those that are left.
 
     Returns: `data_dict` itself, changed; with `duplicate`, a new dict that shares the other entries.
 
@@ -123,12 +124,20 @@ def index_operator(data_dict: dict[str, Any], index: Any, duplicate: bool = Fals
     chosen = per_point_keys(data_dict, extra)
     count = len(data_dict["coord"]) if "coord" in data_dict else None
     result = dict(data_dict) if duplicate else data_dict
+    if "sampled_index" in data_dict:
+        result["sampled_index"] = _rows_left(data_dict["sampled_index"], index)
     for key in chosen:
         value = data_dict[key]
         if count is not None and len(value) != count:
             raise ValueError(f"{key!r} has {len(value)} rows where coord has {count}; it cannot be sampled with it")
         result[key] = take_rows(value, index)
     return result
+
+
+def _rows_left(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Where `rows` are after sampling by `index`, ascending."""
+    kept = np.flatnonzero(index) if index.dtype == bool else index
+    return np.flatnonzero(np.isin(kept, rows))
 
 
 def take_rows(value: Any, index: np.ndarray) -> Any:

@@ -11,12 +11,9 @@ from pointcept3m.structures.keys import index_operator
 
 
 def _crop(data_dict: DataDict, index: NDArray) -> DataDict:
-    """`index_operator` that also renumbers `sampled_index`. `inverse` cannot follow a crop, so it is an error."""
+    """`index_operator`; `inverse` cannot follow a crop, so it is an error."""
     if "inverse" in data_dict:
         raise ValueError("a crop after GridSample(return_inverse=True) would leave inverse pointing at lost points")
-    if "sampled_index" in data_dict:
-        rows = np.flatnonzero(index) if index.dtype == bool else index
-        data_dict["sampled_index"] = np.flatnonzero(np.isin(rows, data_dict["sampled_index"]))
     return index_operator(data_dict, index)
 
 

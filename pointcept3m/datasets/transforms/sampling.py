@@ -32,6 +32,10 @@ class GridSample(Transform):
     number for all cells and takes it modulo each cell's count, which favours the first points of a cell.) In mode
     "test" the result is a list of samples that together hold every point; each has `index`, the rows it took.
 
+    Annotated points (`sampled_index`) are few and all stay in mode "train": one stands for its cell, and further ones of
+    the same cell come behind the cells, the only voxels that are there twice. (Pointcept adds all of them to the points
+    drawn, so that almost every annotated voxel is there twice, once without its label.)
+
     Args:
         grid_size: metres, one number or one for each axis.
         hash_type: accepted for Pointcept's configs; cells are numbered exactly, so nothing can collide.
@@ -101,10 +105,9 @@ class GridSample(Transform):
 
     def _select(self, data_dict: DataDict, picked: NDArray, inverse: NDArray, extras: DataDict) -> DataDict:
         if self.mode == "train" and "sampled_index" in data_dict:
-            # annotated points are few and must all stay, even two of one cell
-            labelled = np.setdiff1d(data_dict["sampled_index"], picked)
-            picked = np.concatenate([picked, labelled])
-            data_dict["sampled_index"] = np.flatnonzero(np.isin(picked, data_dict["sampled_index"]))
+            labelled = data_dict["sampled_index"]
+            picked[inverse[labelled]] = labelled
+            picked = np.concatenate([picked, np.setdiff1d(labelled, picked)])
         data_dict = index_operator(data_dict, picked, extra=self.keys)
         for key, value in extras.items():
             data_dict[key] = value if key == "min_coord" else take_rows(value, picked)
@@ -124,7 +127,7 @@ class RandomMask(Transform):
             input"); its ancestor PonderV2 drops single points.
         size: edge of a block in metres.
 
-    At least one point always stays.
+    At least one point always stays, and so do annotated points (`sampled_index`).
     """
 
     reads = ("coord",)
@@ -140,7 +143,7 @@ class RandomMask(Transform):
         count = len(data_dict["coord"])
         if self.mode == "point":
             kept = np.random.permutation(count)[: max(1, count - round(self.ratio * count))]
-            return index_operator(data_dict, np.sort(kept))
+            return index_operator(data_dict, np.union1d(kept, data_dict.get("sampled_index", kept[:1])))
         cubes = find_voxels(data_dict["coord"], self.size)
         counts, block = cubes.counts.numpy(), cubes.inverse.numpy()
         turn = np.random.permutation(len(counts))
@@ -149,7 +152,9 @@ class RandomMask(Transform):
         blocks = int(np.argmin(np.abs(np.append(0, removed[:-1]) - self.ratio * count)))
         keep_block = np.ones(len(counts), dtype=bool)
         keep_block[turn[:blocks]] = False
-        return index_operator(data_dict, keep_block[block])
+        keep = keep_block[block]
+        keep[data_dict.get("sampled_index", [])] = True
+        return index_operator(data_dict, keep)
 
 
 @TRANSFORMS.register_module()
@@ -169,8 +174,7 @@ class RandomDropout(Transform):
         count = len(data_dict["coord"])
         kept = np.random.choice(count, max(1, int(count * (1 - self.dropout_ratio))), replace=False)
         if "sampled_index" in data_dict:
-            kept = np.union1d(kept, data_dict["sampled_index"])
-            data_dict["sampled_index"] = np.flatnonzero(np.isin(kept, data_dict["sampled_index"]))
+            kept = np.union1d(kept, data_dict["sampled_index"])  # annotated points stay, however few are kept
         return index_operator(data_dict, kept)
 
 
@@ -181,6 +185,6 @@ class ShufflePoint(Transform):
     reads = ("coord",)
 
     def apply(self, data_dict: DataDict) -> DataDict:
-        if "sampled_index" in data_dict or "inverse" in data_dict:
-            raise ValueError("ShufflePoint would leave inverse and sampled_index pointing at other points")
+        if "inverse" in data_dict:
+            raise ValueError("ShufflePoint would leave inverse pointing at other points")
         return index_operator(data_dict, np.random.permutation(len(data_dict["coord"])))
