@@ -2,8 +2,10 @@
 
 import difflib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +32,47 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
         _remove(temporary)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` with its suffix, for writers that want a name; renamed to `path` at the end.
+
+    As with `atomic_write`, an error in between leaves `path` as it was.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f"{path.stem}{TEMPORARY}", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        _remove(name)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A fresh temporary folder beside `path`, which takes the place of `path` when the block ends well.
+
+    Whoever looks at `path` finds the old folder, or nothing, or the whole new one. After an error the temporary folder
+    is removed and `path` is as before.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def atomic_copy(source: str | Path, path: str | Path) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pointcept3m.utils.files import atomic_copy, atomic_write, near_files, remove_leftovers
+from pointcept3m.utils.files import atomic_copy, atomic_folder, atomic_write, near_files, remove_leftovers
 
 WRITER = """
 import sys
@@ -74,3 +74,18 @@ def test_near_files(tmp_path):
     assert "model_last.pth" in near_files(tmp_path / "model_lst.pth")
     assert "does not exist" in near_files(tmp_path / "no" / "model.pth")
     assert "model_last.pth" in near_files(tmp_path / "zzz.pth")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "scene"
+    with atomic_folder(target) as part:
+        (part / "a").write_text("1")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_folder(target) as part:
+        (part / "b").write_text("2")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["a"]
+    with atomic_folder(target) as part:
+        (part / "c").write_text("3")
+    assert [path.name for path in target.iterdir()] == ["c"]
+    assert [path.name for path in target.parent.iterdir()] == ["scene"]
