@@ -1,3 +1,18 @@
 """pointcept3m: pretraining, distillation and alignment of 3D scenes. Importing this imports no torch."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def load(weight: Any, config: Any = None, device: Any = None) -> Any:
+    """A trained model that labels scans: `pointcept3m.load("exp/rooms/semseg").predict("scan.ply").save("pred.ply")`.
+
+    weight: a .pth or .safetensors file that carries its config, or a run folder. config: a config file, for weights that
+    carry none. device: "cpu", "cuda", ...
+
+    Returns: `pointcept3m.engines.predictor.Predictor`. Raises: FileNotFoundError, ValueError; its `load` says when.
+    """
+    from pointcept3m.engines import predictor
+
+    return predictor.load(weight, config, device)

@@ -20,7 +20,7 @@ LAYERS = {
     "structures": {"ops", "utils"},
     "ops": {"utils"},
     "utils": set(),
-    "__init__": set(),
+    "__init__": {"engines"},  # inside `load`: importing the package stays quick
     "__main__": {"cli"},
 }
 OPTIONAL = ("spconv", "gsplat", "torch_scatter", "wandb", "diffusers", "faiss", "viser")

@@ -64,9 +64,10 @@ def _read(path: Path, file: Any) -> tuple[NDArray[np.float64], NDArray[np.uint16
     return coord, color if color is not None and color.any() else None
 
 
-def write_las(path: str | Path, stream: Any, coord: NDArray, color: NDArray[np.uint8], **extra: NDArray) -> None:
-    """Writes points of format 7 (RGB) with the further dimensions `extra` [N], as LAS 1.4, to `stream`; a name `path`
-    that ends in .laz compresses. Coordinates are kept to a 2^31st of the cloud's extent or 0.1 mm, the larger.
+def write_las(path: str | Path, coord: NDArray, color: NDArray[np.uint8], **extra: NDArray) -> None:
+    """Writes points of format 7 (RGB) with the further dimensions `extra` [N], as LAS 1.4; a name in .laz compresses.
+
+    Coordinates are kept to a 2^31st of the cloud's extent or 0.1 mm, the larger.
 
     Raises: ImportError without laspy.
     """
@@ -83,4 +84,4 @@ def write_las(path: str | Path, stream: Any, coord: NDArray, color: NDArray[np.u
     las.red, las.green, las.blue = (color.astype(np.uint16) * 257).T
     for name, values in extra.items():
         las[name] = values
-    las.write(stream, do_compress=Path(path).suffix.lower() == ".laz")
+    las.write(str(path))

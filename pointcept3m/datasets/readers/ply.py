@@ -82,16 +82,17 @@ def read_ply(path: str | Path) -> Ply:
 
 
 def write_ply(path: str | Path, coord: np.ndarray, color: np.ndarray | None = None, normal: np.ndarray | None = None,
-              faces: np.ndarray | None = None, **properties: np.ndarray) -> None:  # fmt: skip
+              faces: np.ndarray | None = None, double: bool = False, **properties: np.ndarray) -> None:  # fmt: skip
     """Writes a binary PLY file.
 
     Args:
         coord: [N, 3], written as float. color: uint8 [N, 3]. normal: [N, 3]. faces: [F, 3] integers.
+        double: coord is written as double; float is off by 3 cm at the 500 km of georeferenced scans.
         properties: further vertex properties [N] by name; 64-bit integers become int, for PLY has none.
 
     Raises: ValueError where a length or shape does not fit, or an integer does not fit 32 bits.
     """
-    coord = np.asarray(coord, np.float32)
+    coord = np.asarray(coord, np.float64 if double else np.float32)
     if coord.ndim != 2 or coord.shape[1] != 3:
         raise ValueError(f"coord: wanted shape [N, 3], got {list(coord.shape)}")
     columns = dict(zip("xyz", coord.T, strict=True))

@@ -1,0 +1,93 @@
+"""`pointcept3m predict`: the classes of a scan from a file, as a coloured file with a legend."""
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pointcept3m.engines.arguments import join_axis
+
+EPILOG = """\
+SCAN is a .ply, .pcd, .las, .laz, .npy or .npz file, a Pointcept scene folder (coord.npy, ...) or a folder of posed RGB-D
+frames. What it does not say is guessed, and each guess is printed with the flag that overrides it.
+
+  pointcept3m predict scan.ply --weight exp/rooms/semseg --out pred.ply
+  pointcept3m predict scan.npy --weight model.pth --config configs/scannet/semseg.py --out pred.npz --mode vote
+"""
+
+
+def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
+    """The command line; imports no torch."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Predicts the class of every point of a scan.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("scan", type=Path, metavar="SCAN", help="the scan, a file or a folder")
+    add("--weight", required=True, metavar="W", help="a .pth or .safetensors file with its config inside, or a run folder")
+    add("--out", required=True, type=Path, metavar="FILE", help="what to write: .ply, .npy, .npz, .las or .laz")
+    add("--config", type=Path, metavar="FILE", help="config file, for weights that do not carry theirs")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
+    add("--confidence", action="store_true", help="write the probability of each point's class too")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
+    add("--mode", default="fast", choices=["fast", "vote"], help="vote adds the augmented views of the config's test (%(default)s)")
+    add("--fragments", type=int, metavar="N", help="most turns through the points of a voxel; 1: each point gets its voxel's class (as many as it holds)")
+    add("--max-points", type=int, default=200_000, metavar="N", help="voxels in one pass; bounds memory (%(default)s)")
+    add("--overlap", type=float, default=1.0, metavar="M", help="metres by which the boxes of a large scan reach beyond a cut (%(default)s)")
+    add("--seed", type=int, default=0, help="of the augmentations (%(default)s)")
+    guess = parser.add_argument_group("what the scan is; auto is guessed")
+    guess.add_argument("--up-axis", default="auto", choices=["auto", "x", "y", "z", "-x", "-y", "-z", "camera"], help="the direction against gravity; camera: for RGB-D frames")
+    guess.add_argument("--unit", default="auto", help="of the coordinates: m, cm, mm, ft, in, or metres as a number")
+    guess.add_argument("--color-range", default="auto", choices=["auto", "0..1", "-1..1", "0..255", "0..65535"])
+    guess.add_argument("--fill-color", type=float, nargs=3, default=(127.5, 127.5, 127.5), metavar=("R", "G", "B"), help="0..255, fed where a scan has no colours (grey)")
+    guess.add_argument("--normals", default="auto", choices=["auto", "file", "estimate"], help="auto: the file's, else estimated")
+    guess.add_argument("--columns", default="auto", choices=["auto", "color", "normal"], help="columns 3 to 5 of an .npy [N, 6]")
+    frames = parser.add_argument_group("folders of RGB-D frames")
+    frames.add_argument("--kind", help="scannet, sens_info, 7scenes or tum (by the files)")
+    frames.add_argument("--voxel", type=float, metavar="M", help="metres between the fused points (0.02)")
+    frames.add_argument("--max-depth", type=float, metavar="M", help="metres beyond which depth is not believed (4)")
+    frames.add_argument("--depth-units", type=float, help="units of the depth images in a metre")
+    frames.add_argument("--intrinsic", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="overrides the folder's")
+    frames.add_argument("--skip-bad-frames", action="store_true", help="leave out frames whose pose is not finite")
+    return parser
+
+
+def predict_main(argv: Sequence[str] | None = None) -> int:
+    """Predicts as the arguments say, prints what was assumed and a table of classes, writes the files; returns 0.
+
+    Raises: what `check_output`, `load` and `Predictor.predict` raise; whether the result can be written is found out
+        before anything is computed.
+    """
+    arguments = build_parser().parse_args(join_axis(argv))
+    from pointcept3m.engines.prediction import check_output
+    from pointcept3m.engines.predictor import load
+    from pointcept3m.utils.files import near_files
+
+    out = check_output(arguments.out, arguments.overwrite)
+    if not arguments.scan.exists():
+        raise FileNotFoundError(f"{arguments.scan}: no such file or folder; {near_files(arguments.scan)}")
+    if out.resolve() == arguments.scan.resolve():
+        raise ValueError(f"--out {out} is the scan itself; wanted another name")
+    start = time.monotonic()
+    model = load(arguments.weight, arguments.config, arguments.device)
+    print(model)
+    result = model.predict(
+        arguments.scan,
+        mode=arguments.mode,
+        max_points=arguments.max_points,
+        overlap=arguments.overlap,
+        fragments=arguments.fragments,
+        seed=arguments.seed,
+        columns=arguments.columns,
+        rgbd=dict(
+            kind=arguments.kind or "auto", voxel=arguments.voxel, max_depth=arguments.max_depth, intrinsic=arguments.intrinsic,
+            units_per_metre=arguments.depth_units, on_bad_frame="skip" if arguments.skip_bad_frames else "raise",
+        ),
+        up_axis=arguments.up_axis, unit=arguments.unit, color_range=arguments.color_range, fill_color=arguments.fill_color, normals=arguments.normals,
+    )  # fmt: skip
+    print(result.table())
+    files = result.save(out, arguments.confidence)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform != "darwin" else 1 << 30)
+    print(f"{', '.join(map(str, files))}: {len(result):,} points in {time.monotonic() - start:.1f} s, {peak:.1f} GiB of memory at most")
+    return 0

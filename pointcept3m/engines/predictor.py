@@ -1,0 +1,340 @@
+"""A trained model with all it needs to label someone's scan: `load(weight).predict(points)`.
+
+A scan too large for one pass is cut into boxes that overlap, and in the overlap each box's opinion counts the more the
+farther the point is from the box's border.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pointcept3m.datasets.collate import collate_fn
+from pointcept3m.datasets.readers.cloud import Cloud, as_cloud, read_cloud
+from pointcept3m.datasets.scan import ScanOptions, prepare_scan
+from pointcept3m.datasets.tiles import Tile, cut_tiles
+from pointcept3m.datasets.transforms.compose import DataDict
+from pointcept3m.datasets.transforms.sampling import find_voxels
+from pointcept3m.engines.checkpoint import load_weights, saved_config
+from pointcept3m.engines.convention import InputConvention, check_input, input_convention
+from pointcept3m.engines.defaults import class_settings, fill_registries, import_custom, with_defaults
+from pointcept3m.engines.loader import to_device
+from pointcept3m.engines.prediction import Prediction
+from pointcept3m.engines.scan_input import ScanInput, scan_input
+from pointcept3m.engines.step import Precision
+from pointcept3m.engines.votes import InstanceMerge, Votes
+from pointcept3m.models.builder import MODELS, build_model
+from pointcept3m.structures.keys import index_operator
+from pointcept3m.utils.config import Config
+from pointcept3m.utils.files import near_files
+from pointcept3m.utils.logger import Progress
+from pointcept3m.utils.palette import palette_for
+from pointcept3m.utils.seed import preserved_rng, set_seed
+
+MODES = ("fast", "vote")
+MAX_POINTS = 200_000  # voxels in one pass; SpUNet of 39 million parameters takes some 9 KB for each
+OVERLAP = 1.0  # metres on either side of a cut
+MAX_FRAGMENTS = 64
+STRIDE = 64  # cells by which a tile's grid may be shifted without a network of up to 6 halvings noticing
+
+
+class Predictor:
+    """A model that labels scans. Made by `load`.
+
+    model: in eval mode, on `device`. cfg: the config of its training. names, palette: of its classes. input: the steps
+    from a scan to its input. needs: which of "color" and "normal" it is fed.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Config, weight: str, device: torch.device):
+        self.model, self.cfg, self.weight, self.device = model.to(device).eval(), cfg, weight, device
+        self.num_classes, self.names, _ = class_settings(cfg)
+        self.palette = palette_for(self.names)
+        self.input: ScanInput = scan_input(cfg)
+        self.needs = self.input.needs
+        self.precision = Precision(cfg.enable_amp, cfg.amp_dtype, device)
+        self.tells_instances = getattr(model, "task", None) == "insseg"
+
+    def __str__(self) -> str:
+        """What the model is, in one paragraph."""
+        convention: InputConvention = input_convention(self.cfg, self.input.section)
+        backbone = (self.cfg.model.get("backbone") or {}).get("type")
+        kind = self.cfg.model.type + (f" on {backbone}" if backbone else "")
+        shown = ", ".join(self.names[:6]) + (f", ... {len(self.names) - 6} more" if len(self.names) > 6 else "")
+        number = sum(parameter.numel() for parameter in self.model.parameters())
+        task = "instance segmentation" if self.tells_instances else "semantic segmentation"
+        notice = f" Licence: {self.licence}." if self.licence else ""
+        return (
+            f"{self.weight}: {kind}, {number:,} parameters, {task}, {self.num_classes} classes ({shown}). "
+            f"Trained on {convention}. Runs on {self.device}.{notice}"
+        )
+
+    @property
+    def licence(self) -> str:
+        """What the metadata of a .safetensors file say under `license`; "" where they say nothing."""
+        if not self.weight.endswith(".safetensors"):
+            return ""
+        from safetensors import safe_open
+
+        with safe_open(self.weight, framework="pt") as file:
+            return (file.metadata() or {}).get("license", "")
+
+    def predict(
+        self,
+        points: Any,
+        mode: str = "fast",
+        max_points: int = MAX_POINTS,
+        overlap: float = OVERLAP,
+        fragments: int | None = None,
+        seed: int = 0,
+        columns: str = "auto",
+        rgbd: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+        **options: Any,
+    ) -> Prediction:
+        """The class of each of `points`, in their order.
+
+        Args:
+            points: a path (`read_cloud` lists the kinds), an array or tensor [N, 3] (or [N, 6], [N, 9] with colours
+                and normals), or a dict of coord and maybe color and normal [N, 3].
+            mode: "fast" looks at the scan as it is: all points of a voxel take turns in standing for it, as in
+                `SemSegTester`'s fast mode. "vote" adds the augmented views of the config's test, and takes that many
+                times as long.
+            max_points: voxels in one pass through the network; larger scans are cut into boxes. This bounds memory.
+            overlap: metres by which boxes reach beyond a cut. At least what the network looks at around a point gives
+                the very result of the uncut scan.
+            fragments: the most turns through the points of a voxel; a point that has none gets its voxel's class, as all do
+                with 1. None: as many as the fullest voxel holds, up to 64. Instances always come from one turn.
+            seed: of the augmentations. columns: of an array [N, 6], "color" or "normal".
+            rgbd: for a folder of RGB-D frames, what `read_cloud` takes.
+            say: gets a sentence for each guess. options: of `ScanOptions`.
+
+        Raises: ValueError, TypeError, KeyError or FileNotFoundError as `read_cloud`, `as_cloud` and `prepare_scan`, and
+            where a mode or number does not fit.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if max_points < 1 or overlap < 0 or (fragments is not None and fragments < 1):
+            raise ValueError(f"wanted max_points and fragments of at least 1 and overlap of at least 0, got {max_points}, {fragments}, {overlap}")
+        scan_options = ScanOptions(**options)
+        if isinstance(points, (str, Path)):
+            cloud = read_cloud(points, columns, up_axis=scan_options.up_axis, **(rgbd or {}))
+        else:
+            cloud = as_cloud(points, columns=columns)
+        scan = prepare_scan(cloud, scan_options, self.needs)
+        for guess in scan.guesses:
+            say(guess)
+        size = " x ".join(f"{length:.2f}" for length in np.ptp(scan.coord, axis=0))
+        say(f"{cloud.name}: {len(scan.coord):,} points over {size} m")
+        sample = {"coord": scan.coord, "color": scan.color, "normal": scan.normal}
+        guesses, valid, scan = scan.guesses, scan.valid, None
+        with preserved_rng(), torch.no_grad():
+            set_seed(seed)
+            run = _Run(self, mode, max_points, overlap, fragments, say)
+            votes, merge, inverse = run({key: value for key, value in sample.items() if value is not None})
+        return self._result(cloud, guesses, valid, votes, merge, inverse)
+
+    def _result(self, cloud: Cloud, guesses: list[str], valid: NDArray, votes: Votes, merge: InstanceMerge | None, inverse: NDArray | None) -> Prediction:
+        """Back from the points that were predicted to all that went in."""
+
+        def spread(values: NDArray, missing: Any) -> NDArray:
+            values = values if inverse is None else values[inverse]
+            if len(values) == len(valid):
+                return values
+            result = np.full(len(valid), missing, values.dtype)
+            result[valid] = values
+            return result
+
+        label, found = spread(votes.label, -1), {}
+        if merge is not None:
+            instance, classes, scores = merge.result()
+            found = {"instance": spread(instance, -1), "classes": classes, "scores": scores}
+        confidence = spread(votes.confidence, 0)
+        return Prediction(cloud.coord, cloud.color, label, confidence, list(self.names), self.palette, guesses=guesses, **found)
+
+
+class _Run:
+    """One prediction: cutting, forward passes, votes."""
+
+    def __init__(self, predictor: Predictor, mode: str, max_points: int, overlap: float, fragments: int | None, say: Callable[[str], None]):
+        self.predictor, self.input = predictor, predictor.input
+        self.max_points, self.overlap, self.say = max_points, overlap, say
+        self.chains = self.input.augmentations if mode == "vote" else [None]
+        self.fragments = 1 if predictor.tells_instances else fragments
+        self.mode = mode
+
+    def __call__(self, sample: DataDict) -> tuple[Votes, InstanceMerge | None, NDArray | None]:
+        """Votes and objects of the points of the prepared scan, and which of them each given point became (None: itself)."""
+        sample = self.input.prepare(sample)
+        inverse = sample.pop("inverse", None)
+        coord = np.asarray(sample["coord"])
+        tiles, lowest, turns = self._plan(coord)
+        votes = Votes(len(coord), tiles)
+        merge = InstanceMerge(len(coord)) if self.predictor.tells_instances else None
+        with Progress(sum(turns) * len(self.chains), "predicting") as progress:
+            for tile, low, turn in zip(tiles, lowest, turns, strict=True):
+                probability, objects = self._tile(sample, tile, low, turn, progress)
+                here = coord[tile.rows]
+                votes.add(tile, here, probability)
+                if merge is not None:
+                    merge.add(tile, here, *objects)
+        return votes, merge, None if inverse is None else np.asarray(inverse)
+
+    def _plan(self, coord: NDArray) -> tuple[list[Tile], list[NDArray], list[int]]:
+        """Tiles; of each, the cells from the scan's lowest to its own along each axis; its number of fragments."""
+        voxels = find_voxels(coord, self.input.voxelize.grid_size)
+        counts, inverse, cells = voxels.counts.numpy(), voxels.inverse.numpy(), voxels.grid_coord.numpy()
+        stands = np.zeros(len(coord), np.uint8)
+        stands[voxels.order[voxels.start[:-1]].numpy()] = 1  # one point counts for each voxel
+        tiles = cut_tiles(coord, stands, self.max_points, self.overlap)
+        most = self.fragments or MAX_FRAGMENTS
+        turns = [int(min(most, counts[inverse[tile.rows]].max())) for tile in tiles]
+        lowest = [cells[tile.rows].min(axis=0) for tile in tiles]
+        fullest = int(counts.max())
+        self.say(
+            f"{len(counts):,} voxels of {self.input.voxelize.grid_size} m"
+            + (f", in {len(tiles)} boxes of at most {self.max_points:,} that overlap by {2 * self.overlap:g} m (--max-points, --overlap)" if len(tiles) > 1 else "")
+            + f"; mode {self.mode} (--mode): {sum(turns) * len(self.chains)} passes, since a voxel holds up to {fullest} points (--fragments 1: {len(tiles) * len(self.chains)})"
+        )
+        if fullest > most > 1:
+            self.say(f"voxels of more than {most} points: the rest of theirs get the voxel's class (--fragments)")
+        return tiles, lowest, turns
+
+    def _tile(self, sample: DataDict, tile: Tile, low: NDArray, turns: int, progress: Progress) -> tuple[NDArray[np.float32], tuple]:
+        """(probabilities [n, K] of the tile's points, its objects or ())."""
+        part = index_operator(dict(sample), tile.rows)
+        sums = torch.zeros(len(tile.rows), self.predictor.num_classes)
+        voxel_sums, objects = torch.zeros_like(sums), ()
+        for chain in self.chains:
+            # an augmentation may turn the scan, and then the grids of tiles do not match anyway
+            view = chain({key: _copy(value) for key, value in part.items()}) if chain is not None else dict(part)
+            for batch, index, inverse in self._batches(view, turns, low if chain is None else None):
+                output = self._forward(batch)
+                probability = output["seg_logits"].float().softmax(-1).cpu()
+                ends = [0, *batch["offset"].tolist()]
+                for number in range(len(ends) - 1):
+                    rows = slice(ends[number], ends[number + 1])
+                    # One fragment has each row once, so plain indexed addition is exact and deterministic.
+                    sums[index[rows]] += probability[rows]
+                if inverse is not None:
+                    voxel_sums += probability[: ends[1]][inverse]
+                    if self.predictor.tells_instances and not objects:
+                        objects = _objects(output, inverse, ends[1])
+                progress.update(len(ends) - 1)
+        silent = sums.sum(1) == 0
+        sums[silent] = voxel_sums[silent]
+        if not sums.isfinite().all():
+            raise FloatingPointError(f"{self.predictor.weight}: the network's output is not finite on this scan")
+        return (sums / sums.sum(1, keepdim=True)).numpy(), objects
+
+    def _batches(self, view: DataDict, turns: int, low: NDArray | None) -> Iterator[tuple[dict[str, Any], Tensor, Tensor | None]]:
+        """(batch, row of each of its points, for the first one the fragment's row of every point), of at most max_points.
+
+        low: the tile's lowest cell, counted from the scan's: the grid is shifted so that cells are paired, and pairs of
+        cells paired, as in the uncut scan.
+        """
+        waiting: list[DataDict] = []
+        inverse = None
+        for fragment in self.input.fragments(view, turns):
+            first = fragment.pop("inverse", None)
+            if low is not None and "grid_coord" in fragment:
+                fragment["grid_coord"] = fragment["grid_coord"] + torch.from_numpy(low % STRIDE)
+            if waiting and (len(waiting) + 1) * len(fragment["index"]) > self.max_points:
+                yield self._batch(waiting, inverse)
+                waiting, inverse = [], None
+            inverse = first if first is not None else inverse
+            waiting.append(fragment)
+        if waiting:
+            yield self._batch(waiting, inverse)
+
+    def _batch(self, fragments: list[DataDict], inverse: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        batch = collate_fn(fragments)
+        return to_device(batch, self.predictor.device), batch["index"].long(), inverse
+
+    def _forward(self, batch: dict[str, Any]) -> Mapping[str, Any]:
+        with self.predictor.precision.autocast():
+            output = self.predictor.model(batch)
+        if output["seg_logits"].shape[1] != self.predictor.num_classes:
+            raise ValueError(
+                f"{self.predictor.weight}: the model gives {output['seg_logits'].shape[1]} classes, data.num_classes is {self.predictor.num_classes}"
+            )
+        return output
+
+
+def _objects(output: Mapping[str, Any], inverse: Tensor, count: int) -> tuple[NDArray[np.int32], list[int], list[float]]:
+    """(object of each point [n], -1 none; class and score of each object) of the first scene of a forward."""
+    masks = output["pred_masks"]
+    masks = (masks if masks.is_sparse else masks.to_sparse()).coalesce()
+    member, point = masks.indices().numpy()
+    scores = output["pred_scores"].float().cpu().numpy()
+    of_voxel = np.full(count, -1, np.int32)
+    inside = point < count
+    order = np.argsort(scores[member[inside]], kind="stable")  # where masks overlap, the surest one has the last word
+    of_voxel[point[inside][order]] = member[inside][order]
+    return of_voxel[inverse.numpy()], output["pred_classes"].cpu().tolist(), scores.tolist()
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value.copy() if isinstance(value, np.ndarray) else value
+
+
+def load(weight: str | Path, config: str | Path | None = None, device: str | torch.device | None = None) -> Predictor:
+    """A model that labels scans, with classes, transforms and range of colours as it was trained.
+
+    Args:
+        weight: a `.pth` or `.safetensors` file, or a run folder (its model_best, else model_last). The config of the
+            training is in the files that this project writes; it is read as data, nothing in it is executed.
+        config: a config file, for weights that carry none; it wins over theirs.
+        device: "cpu", "cuda", ...; by default the GPU where there is one.
+
+    Raises: FileNotFoundError; ValueError where the file carries no config and none is given, is a pretraining (which has
+        no classes), does not fit the config's model, or was trained on another input than the config feeds.
+    """
+    path = find_weight(weight)
+    fill_registries()
+    cfg = Config.fromfile(config) if config else saved_config(path)
+    if cfg is None:
+        raise ValueError(f"{path} does not carry the config it was trained with; give it: --config FILE (load(..., config=...))")
+    cfg = with_defaults(cfg)
+    if config:
+        import_custom(cfg)
+    _check_task(path, cfg)
+    model = build_model(cfg.model)
+    if config:
+        check_input(path, cfg, section=scan_input(cfg).section)
+    load_weights(model, path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(model, cfg, str(path), device)
+
+
+def find_weight(weight: str | Path) -> Path:
+    """The weight file: `weight` itself, or the best one of a run folder. Raises FileNotFoundError with near files."""
+    path = Path(weight)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        names = [f"{stem}{suffix}" for stem in ("model_best", "model_last") for suffix in (".pth", ".safetensors")]
+        for folder in (path / "model", path):
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        raise FileNotFoundError(f"weight: {path} holds no model/model_best.pth or model_last.pth; it is no run folder, or nothing was saved yet")
+    raise FileNotFoundError(f"weight: no file or run folder {path}; {near_files(path)}")
+
+
+def _check_task(path: Path, cfg: Config) -> None:
+    """Raises ValueError where the model has no classes to give."""
+    if "type" not in (cfg.get("model") or {}):
+        raise ValueError(f"{path}: its config has no model")
+    kind = cfg.model.type
+    if kind not in MODELS:
+        custom = " It is imported by custom_imports, which a weight file may not do: pass --config." if cfg.get("custom_imports") else ""
+        raise ValueError(f"{path}: is a {kind}, which this version does not know.{custom}")
+    if getattr(MODELS.get(kind), "task", None) not in ("semseg", "insseg"):
+        raise ValueError(
+            f"{path}: is a {kind}, a pretraining without a class head, so it has nothing to predict. Fine-tune it on labelled scenes first: "
+            f"pointcept3m train --config-file configs/rooms/semseg-spunet-v1m1-0-base.py --options weight={path}"
+        )
