@@ -34,7 +34,7 @@ TASKS = {
 
 
 def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
 
 
 def main() -> None:
