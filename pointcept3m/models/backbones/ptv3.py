@@ -136,7 +136,9 @@ class PointTransformerV3(nn.Module):
 
         def blocks(stage: int, rates: Sequence[float], *sizes: int) -> dict[str, Block]:
             return {
-                f"block{i}": block(*sizes, drop_path=rate, order_index=i % len(self.order), cpe_indice_key=f"stage{stage}")
+                f"block{i}": block(
+                    *sizes, drop_path=rate, order_index=i % len(self.order), cpe_indice_key=f"stage{stage}"
+                )
                 for i, rate in enumerate(rates)
             }
 
@@ -212,7 +214,9 @@ def _condition(condition: Any) -> str | None:
     if condition is None or isinstance(condition, str):
         return condition
     if len(set(condition)) > 1:
-        raise ValueError(f"PT-v3m1: the scenes of a batch must have one condition, got {', '.join(sorted(set(condition)))}")
+        raise ValueError(
+            f"PT-v3m1: the scenes of a batch must have one condition, got {', '.join(sorted(set(condition)))}"
+        )
     return condition[0]
 
 

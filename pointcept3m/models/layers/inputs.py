@@ -17,7 +17,9 @@ def packed_points(name: str, input_dict: Mapping[str, Any], in_channels: int) ->
         raise KeyError(f"{name}: input_dict lacks {', '.join(missing)}; it has {', '.join(map(str, input_dict))}")
     grid_coord, feat, offset = (input_dict[key] for key in ("grid_coord", "feat", "offset"))
     if grid_coord.is_floating_point() or grid_coord.dim() != 2 or grid_coord.size(1) != 3:
-        raise ValueError(f"{name}: grid_coord must be integers [N, 3], got {grid_coord.dtype} {tuple(grid_coord.shape)}")
+        raise ValueError(
+            f"{name}: grid_coord must be integers [N, 3], got {grid_coord.dtype} {tuple(grid_coord.shape)}"
+        )
     num_points = grid_coord.size(0)
     if tuple(feat.shape) != (num_points, in_channels):
         raise ValueError(f"{name}: feat must be [{num_points}, {in_channels}], got {tuple(feat.shape)}")

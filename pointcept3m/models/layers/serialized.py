@@ -58,7 +58,9 @@ class PDNorm(LevelModule):
     ):
         super().__init__()
         self.conditions, self.decouple, self.adaptive = tuple(conditions), decouple, adaptive
-        self.norm = nn.ModuleList(norm_layer(num_features) for _ in conditions) if decouple else norm_layer(num_features)
+        self.norm = (
+            nn.ModuleList(norm_layer(num_features) for _ in conditions) if decouple else norm_layer(num_features)
+        )
         if adaptive:
             self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(context_channels, 2 * num_features))
 
