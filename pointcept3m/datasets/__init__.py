@@ -7,6 +7,7 @@ from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDD
 from pointcept3m.datasets.rooms_dataset import RoomsDataset
 from pointcept3m.datasets.s3dis import S3DISDataset
 from pointcept3m.datasets.scannet import ScanNet200Dataset, ScanNetDataset
+from pointcept3m.datasets.scannet_pair import ScanNetPairDataset
 
 __all__ = [
     "DATASETS",
@@ -19,6 +20,7 @@ __all__ = [
     "S3DISDataset",
     "ScanNet200Dataset",
     "ScanNetDataset",
+    "ScanNetPairDataset",
     "ScanNetRGBDDataset",
     "build_dataset",
     "collate_fn",
