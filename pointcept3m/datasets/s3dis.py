@@ -1,4 +1,4 @@
-"""S3DIS as Pointcept writes it: <data_root>/Area_1/<room>/."""
+"""S3DIS as `tools/preprocess/s3dis.py` (or Pointcept) wrote it: <data_root>/Area_1/<room>/."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,17 @@ from typing import Any
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS
 
+S3DIS_CLASSES = (
+    "ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board", "clutter",
+)  # fmt: skip
+
 
 @DATASETS.register_module()
 class S3DISDataset(PointDataset):
     """Rooms of Stanford's 3D Indoor Spaces with 13 classes; names are "<area>-<room>", since areas share room names."""
 
     hint = (
-        "Get S3DIS from its owners, preprocess it as Pointcept does into <data_root>/Area_1/<room>/*.npy, or run "
+        "Get S3DIS from its owners and write it there with `python tools/preprocess/s3dis.py` (docs/data.md), or run "
         "`pointcept3m demo`, which needs no data."
     )
 
