@@ -61,6 +61,10 @@ SCANNET200_NAMES = (
     "luggage", "mattress",
 )  # fmt: skip
 
+# The names that configs import from Pointcept's scannet200_constants.
+VALID_CLASS_IDS_20, CLASS_LABELS_20 = SCANNET20_IDS, SCANNET20_NAMES
+VALID_CLASS_IDS_200, CLASS_LABELS_200 = SCANNET200_IDS, SCANNET200_NAMES
+
 # The validation split of ScanNet v2, as the numbers XXXX of sceneXXXX_YY: all scans of one space are in one split.
 # Spaces 0 to 706 outside this list are for training, 707 to 806 for testing.
 SCANNET_VAL_SPACES = (

@@ -2,7 +2,7 @@
 
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,20 @@ def load_weights(
     keywords: str = "",
     replacement: str | None = None,
     strict: bool = True,
-    allow_partial: bool | Sequence[str] = False,
+    allow_partial: bool | Sequence[str] | None = False,
     logger: logging.Logger | None = None,
     part: str = "",
+    skip: str = "",
 ) -> dict[str, Any]:
     """Puts the weights of `path` into `model` and returns the whole checkpoint.
 
     keywords, replacement: the first occurrence of `keywords` in a key is replaced; a leading "module." (from DDP) is
-    dropped. By default every key must fit. `allow_partial=True` (or Pointcept's `strict=False`) takes what fits;
-    a list of prefixes (`("seg_head", "backbone.final")`) lets only keys under these be missing, surplus or of another shape.
+    dropped. By default every key must fit. `allow_partial=True` takes what fits; Pointcept's `strict=False` lets keys be
+    missing or surplus, but not of another shape; a list of prefixes (`("seg_head", "backbone.final")`) lets only keys
+    under these be any of the three. None is for starting a training from another task's file: whole heads (what lies
+    outside `backbone`, and `backbone.final`) may be missing or surplus, the backbone must fit.
     part: `"backbone"` looks at that part of file and model alone, which is what fine-tuning takes of a pretraining; the
-    rest of the model stays as it is.
+    rest of the model stays as it is. skip: so do tensors whose name contains this word.
 
     Raises: FileNotFoundError, ValueError as `read_checkpoint`; ValueError that lists what does not fit, also where
     nothing at all does.
@@ -124,6 +127,8 @@ def load_weights(
     target = model.state_dict()
     if part:
         source, target = _only(part, source, path), _only(part, target, type(model).__name__)
+    if skip:
+        source, target = ({key: value for key, value in tensors.items() if skip not in key} for tensors in (source, target))
     wrong_shape = {k for k in source if k in target and source[k].shape != target[k].shape}
     fits = {k: v for k, v in source.items() if k in target and k not in wrong_shape}
     problems = {
@@ -131,9 +136,7 @@ def load_weights(
         "unexpected (in the file, not in the model)": sorted(set(source) - set(target)),
         "of another shape": sorted(wrong_shape),
     }
-    prefixes = () if isinstance(allow_partial, bool) else tuple([allow_partial] if isinstance(allow_partial, str) else allow_partial)
-    anything = allow_partial is True or not strict
-    refused = {what: [k for k in keys if not anything and not k.startswith(prefixes or "\0")] for what, keys in problems.items()}
+    refused = _refused(problems, strict, allow_partial, _heads(source), _heads(target))
     if not fits or any(refused.values()):
         raise ValueError(_partial_message(path, source, target, fits, problems if not fits else refused))
     model.load_state_dict(fits, strict=False)
@@ -154,12 +157,56 @@ def _only(part: str, tensors: Mapping[str, Any], owner: Any) -> dict[str, Any]:
     return found
 
 
+def _refused(
+    problems: Mapping[str, list[str]], strict: bool, allow_partial: bool | Sequence[str] | None, source: set[str], target: set[str]
+) -> dict[str, list[str]]:
+    """The keys among `problems` that must not pass. source, target: the heads that file and model have."""
+    if allow_partial is True:
+        return {}
+    prefixes = (allow_partial,) if isinstance(allow_partial, str) else tuple(allow_partial or ())
+    new_heads = source ^ target if allow_partial is None else set()
+
+    def passes(key: str, what: str) -> bool:
+        loose = not strict or _head_of(key) in new_heads
+        return (loose and what != "of another shape") or (bool(prefixes) and key.startswith(prefixes))
+
+    return {what: [key for key in keys if not passes(key, what)] for what, keys in problems.items()}
+
+
+def _head_of(key: str) -> str:
+    """The head that a tensor belongs to: the module's name outside `backbone`, "backbone.final", or "" inside it."""
+    first, _, rest = key.partition(".")
+    if first != "backbone":
+        return first
+    return "backbone.final" if rest.startswith("final.") else ""
+
+
+def _heads(keys: Iterable[str]) -> set[str]:
+    """The heads among the tensors `keys`; none where there is no backbone, since then nothing tells heads from the rest."""
+    found = {_head_of(key) for key in keys}
+    return found - {""} if "" in found else set()
+
+
+def _class_counts(source: Mapping, target: Mapping, wrong: Sequence[str]) -> str:
+    """A sentence where a classifier is of another shape because the class counts differ; "" elsewhere."""
+    for key in wrong:
+        theirs, ours = source[key].shape, target[key].shape
+        if key.endswith(".weight") and key.split(".")[-2] in ("final", "seg_head") and theirs[0] != ours[0] and theirs[1:] == ours[1:]:
+            head = key.removesuffix(".weight")
+            return (
+                f"  class counts: {head} has {theirs[0]} classes in the file and {ours[0]} in this config; test with the config the "
+                f"weights were trained with, or start a new head with CheckpointLoader(allow_partial=({head!r},))"
+            )
+    return ""
+
+
 def _partial_message(path: Any, source: Mapping, target: Mapping, fits: Mapping, problems: Mapping[str, list[str]]) -> str:
     lines = [f"checkpoint {path}: {len(fits)} of the model's {len(target)} tensors fit"]
     for what, keys in problems.items():
         if keys and what == "of another shape":
             shown = [f"{k} {list(source[k].shape)} for {list(target[k].shape)}" for k in keys]
             lines.append(f"  {len(keys)} {what}: {_shorten(shown)}")
+            lines += [counts] if (counts := _class_counts(source, target, keys)) else []
         elif keys:
             near = f"; {keys[0]!r}: {near_names(keys[0], source)}" if what.startswith("missing") and len(source) < 2000 else ""
             lines.append(f"  {len(keys)} {what}: {_shorten(keys)}{near if 'did you mean' in near else ''}")

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pointcept3m.datasets.transforms.dialect import explicit_section
 from pointcept3m.utils import comm
 from pointcept3m.utils.config import SETTINGS, Config, parse_options
 from pointcept3m.utils.files import atomic_write, near_files
@@ -44,11 +46,17 @@ def default_config_parser(file_path: str | Path, options: Mapping[str, Any] | Se
 
 
 def with_defaults(cfg: Mapping[str, Any]) -> Config:
-    """A copy of `cfg` that has every runtime setting. Raises KeyError, with near names, for an unknown setting."""
+    """A copy of `cfg` that has every runtime setting, and a `mode` in every NormalizeColor of `data`.
+
+    Raises: KeyError, with near names, for an unknown setting.
+    """
     unknown = [key for key in cfg if key not in SETTINGS]
     if unknown:
         raise KeyError(f"config: unknown setting {unknown[0]!r}; {near_names(unknown[0], SETTINGS)}")
-    return Config({**RUNTIME_DEFAULTS, **cfg})
+    full = Config({**RUNTIME_DEFAULTS, **cfg})
+    if isinstance(full.get("data"), dict):
+        full.data = {name: explicit_section(section) for name, section in full.data.items()}
+    return full
 
 
 def resume_path(cfg: Config) -> Path | None:
@@ -68,6 +76,8 @@ def settings_without_effect(cfg: Config) -> str:
         "wandb_key": "log in with `wandb login` or WANDB_API_KEY",
         "evaluate_interval": "eval_epoch says how often is evaluated",
     }
+    if any(hook.get("type") == "CustomSemSegEvaluator" for hook in cfg.hooks):
+        del idle["evaluate_interval"]
     given = [f"{name} ({instead})" for name, instead in idle.items() if cfg.get(name)]
     return f"settings without effect here: {', '.join(given)}" if given else ""
 
@@ -135,12 +145,28 @@ def check_weight(cfg: Config) -> None:
         raise FileNotFoundError(f"weight: no file {cfg.weight}; {near_files(cfg.weight)}; weight=None starts from scratch")
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError, as a sentence, where files cannot be made in `folder`; a folder that is not there is not made."""
+    try:
+        near = folder.resolve()
+        while not near.exists() and near.parent != near:
+            near = near.parent
+        with tempfile.TemporaryFile(dir=near) as stream:
+            stream.write(b"x")
+            stream.flush()
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"save_path: nothing can be written to {folder} ({error.strerror}); --options save_path=FOLDER chooses another"
+        ) from error
+
+
 def check_start(cfg: Config) -> None:
     """Whether the files that a training starts or continues from are there, and will still be when they are read.
 
     Raises: FileNotFoundError where one is missing; ValueError where `weight` is among the files of an earlier run that
-    a new run in the same folder moves away.
+    a new run in the same folder moves away; OSError where nothing can be written to `save_path`.
     """
+    check_writable(Path(cfg.save_path))
     checkpoint = resume_path(cfg)
     if checkpoint is None:
         check_weight(cfg)

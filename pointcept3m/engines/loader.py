@@ -50,6 +50,41 @@ class KeyedCollate:
             return failures[0] if failures else _carried(lambda: self.collate([sample for _, sample in batch]))
 
 
+class CheckedCollate:
+    """Another collate function, after a look at the labels: `loader[i]` of a scene with a wrong one is a clear error.
+
+    On a GPU such a label would end the process in a failed assertion that names nothing. num_classes None: no look.
+    """
+
+    def __init__(self, collate: Callable[[list], Any], num_classes: int | None, ignore_index: int = -1):
+        self.collate, self.num_classes, self.ignore_index = collate, num_classes, ignore_index
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if self.num_classes is not None:
+            for sample in samples:
+                if isinstance(sample, Mapping) and "segment" in sample:
+                    check_labels(sample["segment"], self.num_classes, self.ignore_index, sample.get("name"))
+        return self.collate(samples)
+
+
+def check_labels(segment: Any, num_classes: int, ignore_index: int = -1, name: str | None = None) -> None:
+    """Raises ValueError, which names the scene, where a label [N] is neither `ignore_index` nor in 0..num_classes - 1."""
+    segment = torch.as_tensor(segment)
+    if segment.is_floating_point() or segment.numel() == 0:
+        return
+    low, high = torch.aminmax(segment)
+    if low >= 0 and high < num_classes:
+        return
+    wrong = ((segment < 0) | (segment >= num_classes)) & (segment != ignore_index)
+    if bool(wrong.any()):
+        labels = segment[wrong].unique().tolist()
+        shown = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+        raise ValueError(
+            f"scene {name or 'without a name'}: {int(wrong.sum())} of {len(segment)} points have the label {shown}, but "
+            f"data.num_classes = {num_classes} allows 0..{num_classes - 1} and ignore_index = {ignore_index}"
+        )
+
+
 def _carried(make: Callable[[], Any]) -> Any:
     """`make()`; in a worker process, the Failure of an error that this package raised on purpose.
 

@@ -25,6 +25,7 @@ from pointcept3m.utils.seed import mix_seed, preserved_rng, set_seed
 
 from . import step
 from .checkpoint import save_training, saved_seed, unwrap
+from .convention import check_sections, input_convention
 from .defaults import (
     check_start,
     dump_config,
@@ -38,7 +39,7 @@ from .defaults import (
 )
 from .facts import save_code_state
 from .hooks.builder import build_hooks
-from .loader import EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
+from .loader import CheckedCollate, EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
 
 TRAINERS = Registry("trainers")
 
@@ -107,6 +108,7 @@ class DefaultTrainer(TrainerBase):
         # What can be wrong in a config is found before anything on the disk is touched.
         hooks = self.build_hooks()
         check_start(cfg)
+        check_sections(cfg)
         precision = step.Precision(cfg.enable_amp, cfg.amp_dtype, self.device)
         self.precision, self.scaler = precision, precision.scaler
         # Samples are drawn by the seed, so a resumed run goes on with that of its checkpoint, given or drawn.
@@ -150,7 +152,7 @@ class DefaultTrainer(TrainerBase):
             entries.insert(names.index("ReportWriter") if "ReportWriter" in names else len(entries), dict(type="MetricsWriter"))
         if "ReportWriter" not in names:
             entries.append(dict(type="ReportWriter"))
-        if (self.cfg.weight or self.cfg.resume) and "CheckpointLoader" not in names:
+        if (self.cfg.weight or self.cfg.resume) and not {"CheckpointLoader", "CustomCheckpointLoader"} & set(names):
             raise ValueError("weight or resume is set, but hooks has no dict(type='CheckpointLoader') that would load it")
         return build_hooks(entries)
 
@@ -359,6 +361,7 @@ class DefaultTrainer(TrainerBase):
         return build_dataset({key: value for key, value in section[name].items() if key not in drop})
 
     def _loader(self, dataset: Any, sampler: Any, collate: Any) -> torch.utils.data.DataLoader:
+        collate = CheckedCollate(collate, self.cfg.data.get("num_classes"), self.cfg.data.get("ignore_index", -1))
         return build_loader(
             dataset, sampler, collate, self.seed, self.runtime.num_worker, self.cfg.worker_timeout, pin_memory=self.device.type == "cuda"
         )
@@ -420,11 +423,14 @@ class DefaultTrainer(TrainerBase):
     def _describe(self) -> None:
         if idle := settings_without_effect(self.cfg):
             self.logger.warning(idle)
+        if self.precision.note:
+            self.logger.warning(self.precision.note)
         if self.cfg.seed not in (None, self.seed):
             self.logger.warning(f"seed: {self.seed} of the checkpoint goes on; the config's {self.cfg.seed} is not used")
         parameters = sum(p.numel() for p in self.model.parameters())
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.logger.info(f"run folder {self.save_path}, seed {self.seed}, {self.device.type}, {comm.get_world_size()} process(es)")
+        self.logger.info(f"input: {input_convention(self.cfg)}")
         self.logger.info(f"model {self.cfg.model.get('type')}: {parameters:,} parameters, {trainable:,} of them trained")
         self.logger.info(
             f"{self.steps_per_epoch} steps an epoch x {self.max_epoch} epochs (each {self.runtime.loop} passes over {self.sampler.size} samples), "

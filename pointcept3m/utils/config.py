@@ -34,6 +34,10 @@ SETTINGS = frozenset(
 # Helper variables that published configs define even where nothing reads them.
 COMMON_HELPERS = frozenset({"dataset_type", "data_root", "num_classes", "ignore_index", "class_names", "names"})
 FILE_VARIABLES = ("fileDirname", "fileBasename", "fileBasenameNoExtension", "fileExtname")
+# Modules of Pointcept that lie elsewhere in this package.
+MOVED_MODULES = {
+    "pointcept3m.datasets.preprocessing.scannet.meta_data.scannet200_constants": "pointcept3m.datasets.scannet_labels",
+}
 PLACEHOLDER = re.compile(r"\{\{\s*(_base_(?:\.\w+)+|" + "|".join(FILE_VARIABLES) + r")\s*\}\}")
 
 
@@ -317,6 +321,7 @@ def _import_ours(name: str, *args: Any, **kwargs: Any) -> Any:
     """`__import__` for config files: what they import from `pointcept` comes from this package."""
     if name == "pointcept" or name.startswith("pointcept."):
         name = name.replace("pointcept", "pointcept3m", 1)
+        name = MOVED_MODULES.get(name, name)
     return __import__(name, *args, **kwargs)
 
 

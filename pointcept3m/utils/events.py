@@ -1,7 +1,11 @@
 """Numbers of a run: their running averages in memory, and the writers that put them into files."""
 
 import csv
+import importlib.util
 import logging
+import netrc
+import os
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +146,12 @@ class RunWriter:
         except ImportError as error:
             if logger:
                 logger.warning(f"no TensorBoard files: {error}; scalars are in metrics.csv (pip install tensorboard)")
-        if wandb is not None:
-            try:
-                import wandb as service
-            except ImportError as error:
-                raise ImportError("enable_wandb=True needs the package wandb: pip install wandb, or set enable_wandb=False") from error
+        if wandb is not None and (reason := why_no_wandb()):
+            if logger:
+                logger.warning(f"enable_wandb=True: {reason}, so nothing is sent; the curves are in metrics.csv and TensorBoard's files")
+        elif wandb is not None:
+            import wandb as service
+
             self.wandb = service.init(dir=str(folder), **wandb)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
@@ -185,6 +190,23 @@ class RunWriter:
                 part.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def why_no_wandb() -> str:
+    """Why wandb cannot be used: it is not installed, or nobody has logged in on this machine; "" where it can.
+
+    Pointcept's configs switch it on for everybody, so that being switched on is no wish for an account.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        return "the package wandb is not installed (pip install wandb)"
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return ""
+    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
+    except (OSError, netrc.NetrcParseError):
+        known = {}
+    return "" if host in known else "nobody is logged in to wandb on this machine (wandb login, or WANDB_API_KEY)"
 
 
 def as_pixels(image: Any) -> np.ndarray:

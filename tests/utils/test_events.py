@@ -1,7 +1,12 @@
 """Running averages, curves on disk, progress, and random states."""
 
+import importlib.machinery
+import importlib.util
 import io
+import logging
 import random
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -65,13 +70,37 @@ def test_run_writer_writes_tensorboard(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_wandb_is_asked_for_by_name(tmp_path):
-    pytest.importorskip("torch")
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="pip install wandb, or set enable_wandb=False"):
-            RunWriter(tmp_path, wandb=dict(project="x"))
+def test_wandb_is_used_where_somebody_is_logged_in(tmp_path, monkeypatch, caplog):
+    """Pointcept's configs switch it on for everybody; that must neither stop a run nor send anything by itself."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    started = []
+    service = types.ModuleType("wandb")
+    service.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    service.init = lambda **settings: started.append(settings) or types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    logger = logging.getLogger("test_wandb")
+
+    def opened() -> int:
+        RunWriter(tmp_path / "run", wandb=dict(project="x"), logger=logger).close()
+        return len(started)
+
+    (tmp_path / "run").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert opened() == 0
+    assert "nobody is logged in to wandb" in caplog.text and "nothing is sent" in caplog.text
+    (tmp_path / "netrc").write_text("machine example.org login a password b\n")
+    assert opened() == 0
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    assert opened() == 1 and started[0]["project"] == "x"
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert opened() == 2
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert opened() == 2
+    assert "pip install wandb" in caplog.text
 
 
 def test_pixels():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pointcept3m.datasets.builder import TRANSFORMS
+from pointcept3m.datasets.transforms.dialect import explicit_modes
 from pointcept3m.utils.registry import near_names
 
 DataDict = dict[str, Any]
@@ -68,10 +69,15 @@ def chance(probability: float) -> bool:
 
 
 class Compose:
-    """A chain of transforms, built from their configs. `GridSample` in test mode may turn one sample into several."""
+    """A chain of transforms, built from their configs. `GridSample` in test mode may turn one sample into several.
 
-    def __init__(self, cfg: Sequence[Any] | None = None) -> None:
-        self.transforms = [TRANSFORMS.build(c) if isinstance(c, dict) else c for c in (cfg or ())]
+    tensors: whether samples come as tensors, from a chain with `ToTensor`; `self.tensors` says whether they leave so.
+    A bare `NormalizeColor` after `ToTensor` means -1..1, and 0..1 before (see `dialect`).
+    """
+
+    def __init__(self, cfg: Sequence[Any] | None = None, tensors: bool = False) -> None:
+        chain, self.tensors = explicit_modes(cfg or (), tensors)
+        self.transforms = [TRANSFORMS.build(c) if isinstance(c, dict) else c for c in chain]
 
     def __call__(self, data_dict: DataDict) -> Any:
         for transform in self.transforms:

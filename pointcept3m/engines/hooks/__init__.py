@@ -4,6 +4,7 @@ from pointcept3m.utils.hook import HookBase
 
 from .builder import HOOKS, build_hooks
 from .checkpoint import CheckpointLoader, CheckpointSaver
+from .dialect import CustomCheckpointLoader, CustomInformationWriter, CustomSemSegEvaluator
 from .evaluator import PreciseEvaluator, SemSegEvaluator
 from .insseg import InsSegEvaluator
 from .misc import GarbageHandler, ModelHook
@@ -17,6 +18,9 @@ __all__ = [
     "HOOKS",
     "CheckpointLoader",
     "CheckpointSaver",
+    "CustomCheckpointLoader",
+    "CustomInformationWriter",
+    "CustomSemSegEvaluator",
     "GarbageHandler",
     "HookBase",
     "InformationWriter",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pointcept3m.engines.checkpoint import load_weights, restore_training, save_training, unwrap
+from pointcept3m.engines.convention import check_input
 from pointcept3m.engines.defaults import resume_path
 from pointcept3m.utils.hook import HookBase
 
@@ -15,7 +16,10 @@ class CheckpointLoader(HookBase):
     """Loads `cfg.weight` before training and, with `cfg.resume`, everything needed to continue to the digit.
 
     keywords, replacement, strict, allow_partial, part: see `engines.checkpoint.load_weights`. A path that does not exist
-    or a file that fits only in part is an error.
+    is an error, and so is a file whose backbone fits only in part; heads of another task may be missing or surplus, which
+    the log says (allow_partial=False refuses that too).
+    weight_color, check_input: see `engines.convention.check_input`. Weights that were trained on colours in another
+    range, or on other features, than the config feeds are an error.
     """
 
     sets_random_state = True
@@ -25,22 +29,24 @@ class CheckpointLoader(HookBase):
         keywords: str = "",
         replacement: str | None = None,
         strict: bool = True,
-        allow_partial: bool | Sequence[str] = False,
+        allow_partial: bool | Sequence[str] | None = None,
         part: str = "",
+        weight_color: str | None = None,
+        check_input: bool = True,
     ):
-        self.keywords, self.replacement, self.strict, self.allow_partial = keywords, replacement, strict, allow_partial
-        self.part = part
+        self.loading = dict(keywords=keywords, replacement=replacement, strict=strict, allow_partial=allow_partial, part=part)
+        self.checking = dict(weight_color=weight_color, check=check_input)
 
     def before_train(self) -> None:
         trainer = self.trainer
         weight, checkpoint = trainer.cfg.weight, resume_path(trainer.cfg)
         if checkpoint is not None:
+            check_input(checkpoint, trainer.cfg, **self.checking, logger=trainer.logger)
             restore_training(trainer, checkpoint)
             trainer.logger.info(f"resumed {checkpoint}: {trainer.global_step} of {trainer.total_steps} steps are done")
         elif weight:
-            load_weights(
-                unwrap(trainer.model), weight, self.keywords, self.replacement, self.strict, self.allow_partial, trainer.logger, self.part
-            )
+            check_input(weight, trainer.cfg, **self.checking, logger=trainer.logger)
+            load_weights(unwrap(trainer.model), weight, **self.loading, logger=trainer.logger)
 
 
 @HOOKS.register_module()

@@ -9,16 +9,30 @@ from torch import Tensor
 from pointcept3m.engines import metrics
 from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
+from pointcept3m.engines.protocol import val_protocol
+from pointcept3m.ops import knn_query
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
 
 from .builder import HOOKS
 
 
+def has_raw_points(batch: dict[str, Any]) -> bool:
+    """Whether a batch carries the labels of the points that a grid dropped, and the way back to them."""
+    return "inverse" in batch and "origin_segment" in batch
+
+
 def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Predictions and labels of the raw points where the batch has `inverse` and `origin_segment`, else as they are."""
-    if "inverse" in batch and "origin_segment" in batch:
+    """Predictions and labels of the raw points where the batch has `origin_segment`, else as they are.
+
+    Which prediction a raw point gets is `inverse`'s to say; without it, as in GaussianCross's S3DIS configs, that of the
+    nearest point to `origin_coord`.
+    """
+    if has_raw_points(batch):
         return pred[batch["inverse"]], batch["origin_segment"]
+    if "origin_coord" in batch and "origin_offset" in batch and "origin_segment" in batch:
+        nearest, _ = knn_query(1, batch["coord"].float(), batch["offset"], batch["origin_coord"].float(), batch["origin_offset"])
+        return pred[nearest[:, 0].long()], batch["origin_segment"]
     return pred, batch["segment"]
 
 
@@ -47,6 +61,7 @@ class SemSegEvaluator(HookBase):
         model.eval()
         confusion = torch.zeros(number, number, dtype=torch.int64)
         loss = torch.zeros(2, dtype=torch.float64)  # sum, count
+        raw, meeting = False, comm.Meeting()
         try:
             for batch in trainer.val_loader:
                 trainer.check_stop()
@@ -54,12 +69,18 @@ class SemSegEvaluator(HookBase):
                 with trainer.precision.autocast():
                     output = model(batch)
                 pred, target = raw_predictions(output["seg_logits"].argmax(-1), batch)
+                raw |= has_raw_points(batch)
+                meeting.beat()
                 confusion += metrics.confusion_matrix(pred, target, number, ignore).cpu()
                 if "loss" in output:
                     loss += torch.tensor([float(output["loss"]), 1.0], dtype=torch.float64)
         finally:
             model.train(training)
-        scores = metrics.segmentation_scores(comm.all_reduce_sum(confusion), self.absent)
+        meeting.wait()
+        confusion = comm.all_reduce_sum(confusion)
+        scores = metrics.segmentation_scores(confusion, self.absent)
+        protocol = val_protocol(trainer.cfg.data.get("val") or {}, int(confusion.sum()), bool(comm.agree_max(raw)[0]))
+        trainer.comm_info.setdefault("protocol", {})["val"] = protocol
         loss = comm.all_reduce_sum(loss)
         self._report(scores, names, loss)
         return scores
@@ -78,7 +99,8 @@ class SemSegEvaluator(HookBase):
                     trainer.storage.put_scalar(f"val/iou/{name}", row["iou"])
         trainer.results.update({"val_loss" if name == "loss" else name: value for name, value in totals.items()})
         trainer.per_class.update(per_class)
-        trainer.logger.info("validation: " + "  ".join(f"{name} {value:.4f}" for name, value in totals.items()))
+        line = "  ".join(f"{name} {value:.4f}" for name, value in totals.items())
+        trainer.logger.info(f"validation: {line}  ({trainer.comm_info['protocol']['val']})")
         trainer.comm_info["current_metric_name"] = "mIoU"
         trainer.comm_info["current_metric_value"] = scores["mIoU"]
 
@@ -113,6 +135,8 @@ class PreciseEvaluator(HookBase):
         scores, per_class = tester.test(check_stop=trainer.check_stop)
         model.load_state_dict(last_state)
         model.train(training)
+        if tester.protocol:
+            trainer.comm_info.setdefault("protocol", {})["test"] = tester.protocol
         trainer.results.update({f"test_{name}": value for name, value in scores.items()})
         for name, value in scores.items():
             trainer.storage.put_scalar(f"test/{name}", value)

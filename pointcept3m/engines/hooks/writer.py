@@ -1,10 +1,11 @@
 """Hooks that write down what happens: log lines, curves, and metrics.json at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pointcept3m.engines.defaults import write_json
+from pointcept3m.engines.facts import memory_words
 from pointcept3m.utils.hook import HookBase
 from pointcept3m.utils.logger import format_seconds
 
@@ -18,17 +19,17 @@ class InformationWriter(HookBase):
     """Logs a line each `interval` steps and each epoch, and writes every scalar of every step to the curves.
 
     Curves: `train_batch/<name>` of each step, `train/<name>` means of each epoch, `params/lr`, `time/<name>`.
-    key: if given, only outputs whose name contains it.
+    key: if given, only outputs whose name contains it, or one of them where it is a list.
     """
 
-    def __init__(self, interval: int = 10, key: str = ""):
+    def __init__(self, interval: int = 10, key: str | Sequence[str] = ""):
         if interval < 1:
             raise ValueError(f"InformationWriter: interval must be at least 1, got {interval}")
-        self.interval, self.key = interval, key
+        self.interval, self.words = interval, (key,) if isinstance(key, str) else tuple(key)
 
     def after_step(self) -> None:
         trainer = self.trainer
-        scalars = {name: value for name, value in trainer.comm_info["scalars"].items() if self.key in name}
+        scalars = {name: value for name, value in trainer.comm_info["scalars"].items() if any(word in name for word in self.words)}
         for name, value in scalars.items():
             trainer.storage.put_scalar(name, value)
         lr = trainer.comm_info["lr"]
@@ -45,7 +46,8 @@ class InformationWriter(HookBase):
         trainer = self.trainer
         means = {name: m.avg for name, m in trainer.storage.histories().items() if m.count and "/" not in name and name not in TIMES}
         trainer.writer.add_scalars({f"train/{name}": value for name, value in means.items()}, trainer.global_step)
-        trainer.logger.info(f"epoch {trainer.epoch + 1}/{trainer.max_epoch} done, means: {_numbers(means)}")
+        memory = f"{memory_words()} so far with batch_size {trainer.cfg.batch_size}"
+        trainer.logger.info(f"epoch {trainer.epoch + 1}/{trainer.max_epoch} done, means: {_numbers(means)}; {memory}")
         trainer.results.update({f"train_{name}": value for name, value in means.items() if "loss" in name})
 
     def _place(self) -> str:
@@ -77,6 +79,7 @@ class MetricsWriter(HookBase):
             metrics=trainer.results,
             per_class=trainer.per_class,
             seconds=trainer.elapsed(),
+            protocol=trainer.comm_info.get("protocol"),
         )
 
     def _evaluated(self) -> bool:
@@ -93,8 +96,12 @@ def write_metrics(
     metrics: Mapping[str, float],
     per_class: Mapping[str, Mapping[str, float]],
     seconds: float,
+    protocol: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `metrics.json` into `folder` and returns its path; `section` is the part of `cfg.data` that was used."""
+    """Writes `metrics.json` into `folder` and returns its path; `section` is the part of `cfg.data` that was used.
+
+    protocol: how the scores of each section (val, test) were measured, in words.
+    """
     data = cfg.data.get(section, {})
     path = Path(folder) / "metrics.json"
     content = {
@@ -103,6 +110,7 @@ def write_metrics(
         "split": data.get("split", section),
         "weight": cfg.weight,
         "seed": seed,
+        "protocol": dict(protocol or {}),
         "metrics": dict(metrics),
         "per_class": dict(per_class),
         "seconds": round(seconds, 3),

@@ -8,8 +8,6 @@ from torch import nn
 
 from pointcept3m.datasets.collate import collate_fn
 from pointcept3m.engines import rendering
-from pointcept3m.engines.checkpoint import load_weights
-from pointcept3m.models.builder import build_model
 from pointcept3m.utils.logger import Progress
 
 from .base import TESTERS, Scores, TesterBase
@@ -43,11 +41,6 @@ class RenderTester(TesterBase):
         self.num_pictures, self.views_per_picture = num_pictures, views_per_picture
         self.when = "last" if model is None else "test"  # within a training, `last` are the pictures of its evaluation
         super().__init__(cfg, model, test_loader, verbose)
-
-    def load_model(self) -> nn.Module:
-        model = build_model(self.cfg.model).to(self.device)
-        load_weights(model, self.cfg.weight, logger=self.logger)
-        return model
 
     @torch.no_grad()
     def test(self, check_stop: Callable[[], None] = lambda: None) -> Scores:
