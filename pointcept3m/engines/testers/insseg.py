@@ -52,7 +52,6 @@ class InsSegTester(TesterBase):
         self.min_region_size, self.save_predictions, self.class_ids = min_region_size, save_predictions, class_ids
         super().__init__(cfg, model, test_loader, verbose)
 
-    @torch.no_grad()
     def test(self, check_stop: Callable[[], None] = lambda: None) -> Scores:
         names = class_settings(self.cfg)[1]
         classes = instance_metrics.scored_classes(names, self.segment_ignore_index)
@@ -62,7 +61,6 @@ class InsSegTester(TesterBase):
             if self.is_main:
                 remove_scenes(folder)
             comm.synchronize()
-        self.model.eval()
         matches, num_scenes = [], 0
         with Progress(len(self.test_loader), "testing") as progress:
             for batch in self.test_loader:
@@ -91,7 +89,8 @@ class InsSegTester(TesterBase):
                 "and a Collect that makes offset"
             )
         batch = to_device(batch, self.device)
-        with self.precision.autocast():
+        self.model.eval()
+        with torch.no_grad(), self.precision.autocast():
             output = self.model(batch)
         names = batch.get("name") or [None] * len(batch["offset"])
         for name, (instances, segment, instance) in zip(names, instance_metrics.raw_scenes(output, batch), strict=True):
