@@ -22,6 +22,7 @@ from pointcept3m.datasets.limited import (
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.scene import Scene
 from pointcept3m.utils.registry import near_names
+from pointcept3m.utils.seed import mix_seed, preserved_rng
 
 logger = logging.getLogger("pointcept3m")
 
@@ -103,8 +104,8 @@ class PointDataset(Dataset):
         voxelize, crop = test_cfg.get("voxelize"), test_cfg.get("crop")
         self.test_voxelize = TRANSFORMS.build(voxelize) if voxelize else None
         self.test_crop = TRANSFORMS.build(crop) if crop else None
-        self.post_transform = Compose(test_cfg.get("post_transform"))
-        self.aug_transform = [Compose(aug) for aug in test_cfg.get("aug_transform") or [[]]]
+        self.post_transform = Compose(test_cfg.get("post_transform"), self.transform.tensors)
+        self.aug_transform = [Compose(aug, self.transform.tensors) for aug in test_cfg.get("aug_transform") or [[]]]
 
     # where the scenes are
 
@@ -199,7 +200,12 @@ class PointDataset(Dataset):
         if not 0 <= idx < len(self):
             raise IndexError(f"sample {idx} of {len(self)}")
         data = self._read(idx)
-        return self.prepare_test_data(data) if self.test_mode and self.test_cfg else self.transform(data)
+        if self.test_mode and self.test_cfg:
+            return self.prepare_test_data(data)
+        name, sample = data["name"], self.transform(data)
+        if isinstance(sample, dict):
+            sample.setdefault("name", name)  # Pointcept's configs do not collect it, but errors shall name the scene
+        return sample
 
     def _read(self, idx: int) -> DataDict:
         """`get_data`, or with on_bad_scene="skip" that of the next scene that can be read.
@@ -229,22 +235,53 @@ class PointDataset(Dataset):
         Each fragment holds `index`, the rows of `segment` that it predicts.
         """
         data = self.transform(data)
+        result, seed = self._test_scene(data)
+        parts = [self._test_fragments(data, seed, part) for part in range(len(self.aug_transform))]
+        result["fragment_list"] = [fragment for part in parts for fragment in part]
+        return result
+
+    @property
+    def num_test_parts(self) -> int:
+        """In how many parts a tester can ask for a scene: one for each augmentation.
+
+        A data set with a `prepare_test_data` of its own gives whole scenes only.
+        """
+        whole = type(self).prepare_test_data is not PointDataset.prepare_test_data
+        return 1 if whole or not (self.test_mode and self.test_cfg) else len(self.aug_transform)
+
+    def get_test_part(self, idx: int, part: int) -> DataDict:
+        """Sample `idx` with the fragments of augmentation `part` alone; what is said once of a scene is in part 0.
+
+        Whoever holds one part at a time needs memory for one augmentation's fragments. The parts are those of the
+        whole sample where the generators start from the same state for each.
+        """
+        data = self.transform(self._read(idx))
+        result, seed = self._test_scene(data)
+        if part > 0:
+            result = {"name": result["name"]}
+        return {**result, "test_part": (part, len(self.aug_transform)), "fragment_list": self._test_fragments(data, seed, part)}
+
+    def _test_scene(self, data: DataDict) -> tuple[DataDict, int]:
+        """({segment, name, [origin_segment, inverse]}, a seed for the augmentations); takes those keys out of `data`."""
         result = {key: data.pop(key) for key in ("segment", "name")}
         if "origin_segment" in data:
             if "inverse" not in data:
                 raise KeyError("test data with origin_segment need inverse: GridSample(return_inverse=True)")
             result.update(origin_segment=data.pop("origin_segment"), inverse=data.pop("inverse"))
-        fragments = []
-        for augment in self.aug_transform:
-            augmented = augment(copy.deepcopy(data))
+        return result, int(np.random.randint(2**31))
+
+    def _test_fragments(self, data: DataDict, seed: int, part: int) -> list[DataDict]:
+        """The fragments of augmentation `part` of a scene, which draws from generators of its own."""
+        with preserved_rng(mix_seed(seed, part)):
+            augmented = self.aug_transform[part](copy.deepcopy(data))
             if self.test_voxelize is None:
                 augmented["index"] = np.arange(len(augmented["coord"]))
-                parts = [augmented]
+                fragments = [augmented]
             else:
-                parts = self.test_voxelize(augmented)
-            fragments += [self.test_crop(part) for part in parts] if self.test_crop else parts
-        result["fragment_list"] = [self.post_transform(fragment) for fragment in fragments]
-        return result
+                fragments = self.test_voxelize(augmented)
+            if self.test_crop:
+                fragments = [self.test_crop(fragment) for fragment in fragments]
+            return [self.post_transform(fragment) for fragment in fragments]
 
 
 def full_signature(cls: type) -> inspect.Signature:

@@ -45,6 +45,13 @@ def memory_facts() -> dict[str, float]:
     return facts
 
 
+def memory_words() -> str:
+    """`memory_facts` as words, e.g. "peak memory 812 MiB, 5,120 MiB on the GPU"."""
+    facts = memory_facts()
+    on_gpu = f", {facts['gpu_memory_mib']:,.0f} MiB on the GPU" if "gpu_memory_mib" in facts else ""
+    return f"peak memory {facts['memory_mib']:,.0f} MiB{on_gpu}"
+
+
 def git_state() -> tuple[str | None, str]:
     """The commit of the checkout that this package runs from (" with changes" where files differ), and those changes.
 

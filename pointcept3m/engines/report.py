@@ -188,6 +188,7 @@ def per_class_table(scores: Mapping[str, Any]) -> dict[str, Any]:
 def run_facts(results: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table of how it was made; what is not known is not listed."""
     rows: list[tuple[str, Any]] = [
+        *((f"Protocol of {section}", words) for section, words in (results.get("protocol") or {}).items()),
         ("Started", facts.get("started")),
         ("Time", _duration(facts.get("seconds", results.get("seconds")))),
         ("Steps", facts.get("steps")),

@@ -5,6 +5,7 @@ notices a dead peer at once and honours its deadline. A failed message is explai
 from the shared store how far each rank came.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -173,3 +174,43 @@ class Heartbeat:
             f"rank {rank} at step {cls.step}: no answer ({what}) within {_deadline:g} s from {names}. "
             f"If it is only slow, raise dist_timeout. Cause: {str(error).splitlines()[0]}"
         )
+
+
+class Meeting:
+    """Where ranks wait for each other after shares of a job that may take very unequal time, as scenes of a test do.
+
+    A rank that works says so with `beat`; one that is done calls `wait`, which lasts as long as the others get on. All
+    ranks must make their meetings in the same order.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.name, self.beats = f"meeting/{next(self._numbers)}", 0
+
+    def beat(self) -> None:
+        """Notes that this rank got on by a piece."""
+        if get_world_size() > 1:
+            self.beats += 1
+            Heartbeat._store().set(f"{self.name}/{get_rank()}", str(self.beats))
+
+    def wait(self) -> None:
+        """Returns when all ranks wait. Raises MissingRankError where one neither does nor gets on for the deadline."""
+        world = get_world_size()
+        if world == 1:
+            return
+        with Heartbeat.explained("meeting"):
+            store = Heartbeat._store()
+            store.set(f"{self.name}/{get_rank()}", "done")
+            seen: dict[int, str] = {}
+            last = time.monotonic()
+            while late := [r for r in range(world) if seen.get(r) != "done"]:
+                for rank in late:
+                    key = f"{self.name}/{rank}"
+                    said = store.get(key).decode() if store.check([key]) else ""
+                    if said != seen.get(rank, ""):
+                        seen[rank], last = said, time.monotonic()
+                if time.monotonic() - last > _deadline:
+                    names = ", ".join(f"rank {r} (pieces done: {seen.get(r) or 0})" for r in late if seen.get(r) != "done")
+                    raise MissingRankError(f"rank {get_rank()} is done and waits: no progress within {_deadline:g} s of {names}")
+                time.sleep(0.02)

@@ -1,5 +1,6 @@
 """What every test does: build data and model, load the weights, write down the scores."""
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from pointcept3m.datasets.builder import build_dataset
 from pointcept3m.engines.checkpoint import load_weights, unwrap
+from pointcept3m.engines.convention import check_input
 from pointcept3m.engines.defaults import (
     check_weight,
     dump_config,
@@ -21,7 +23,7 @@ from pointcept3m.engines.defaults import (
     write_json,
 )
 from pointcept3m.engines.facts import describe_run, memory_facts
-from pointcept3m.engines.loader import EvaluationSampler, build_loader, shutdown_workers
+from pointcept3m.engines.loader import CheckedCollate, EvaluationSampler, build_loader, shutdown_workers
 from pointcept3m.engines.step import Precision
 from pointcept3m.models.builder import build_model
 from pointcept3m.utils import comm
@@ -46,6 +48,7 @@ class TesterBase:
     """
 
     task = "test"
+    protocol = ""  # how the scores of the last `test()` were measured, in words
     collate = staticmethod(as_list)  # makes a batch of a list of samples
 
     def __init__(self, cfg: Mapping[str, Any], model: nn.Module | None = None, test_loader: Any = None, verbose: bool = False):
@@ -80,19 +83,28 @@ class TesterBase:
         random is a mistake.
         """
         model = build_model(self.cfg.model).to(self.device)
-        loader = next((hook for hook in self.cfg.hooks if hook.get("type") == "CheckpointLoader"), {})
+        loader = next((hook for hook in self.cfg.hooks if hook.get("type") in ("CheckpointLoader", "CustomCheckpointLoader")), {})
         renaming = {key: loader[key] for key in ("keywords", "replacement") if key in loader}
+        check_input(
+            self.cfg.weight, self.cfg, loader.get("weight_color"), loader.get("check_input", True), section="test", logger=self.logger
+        )
         load_weights(model, self.cfg.weight, **renaming, logger=self.logger)
         return model
 
-    def build_test_loader(self) -> torch.utils.data.DataLoader:
+    @property
+    def test_section(self) -> Mapping[str, Any]:
+        """`cfg.data.test`. Raises KeyError, with near names, where it is missing."""
         section = self.cfg.get("data") or {}
         if "test" not in section:
             raise KeyError(f"config: data.test is missing, which names what is tested on; {near_names('test', section)}")
-        dataset = build_dataset(section["test"])
+        return section["test"]
+
+    def build_test_loader(self) -> torch.utils.data.DataLoader:
+        dataset = build_dataset(self.test_section)
         runtime = runtime_of(self.cfg)
         sampler = EvaluationSampler(len(dataset), runtime.batch_size_test, comm.get_rank(), comm.get_world_size())
-        return build_loader(dataset, sampler, self.collate, self.cfg.seed or 0, runtime.num_worker, self.cfg.worker_timeout)
+        collate = CheckedCollate(self.collate, self.cfg.data.get("num_classes"), self.cfg.data.get("ignore_index", -1))
+        return build_loader(dataset, sampler, collate, self.cfg.seed or 0, runtime.num_worker, self.cfg.worker_timeout)
 
     @property
     def is_main(self) -> bool:
@@ -111,17 +123,19 @@ class TesterBase:
         start = time.monotonic()
         if (self.save_path / "model" / "model_last.pth").exists():
             self.save_path = self.save_path / "test"  # the folder of a training keeps its own config.py and metrics.json
-        self.save_path.mkdir(parents=True, exist_ok=True)
+        check_writable(self.save_path)
         get_root_logger(self.save_path / "test.log", file_mode="w")
         dump_config(self.cfg, self.save_path, self.seed)
         facts = describe_run(self.model, self.device, self.seed)
-        if idle := settings_without_effect(self.cfg):
-            self.logger.warning(idle)
+        for note in (settings_without_effect(self.cfg), self.precision.note):
+            if note:
+                self.logger.warning(note)
         try:
             scores, per_class = self.test()
             if self.is_main:
                 seconds = time.monotonic() - start
-                path = write_metrics(self.save_path, self.cfg, self.cfg.task or self.task, "test", self.seed, scores, per_class, seconds)
+                task, protocol = self.cfg.task or self.task, {"test": self.protocol} if self.protocol else {}
+                path = write_metrics(self.save_path, self.cfg, task, "test", self.seed, scores, per_class, seconds, protocol)
                 write_json(self.save_path / "run.json", {**facts, "seconds": round(seconds, 3), **memory_facts()})
                 self.logger.info(f"scores are in {path}, report: {write_report(self.save_path)}")
         except Exception as error:
@@ -131,6 +145,17 @@ class TesterBase:
             shutdown_workers(self.test_loader)
             close_log_file()
         return scores, per_class
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` and writes a file in it that is gone again. Raises the OSError of whichever fails, as a sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"x")
+            stream.flush()
+    except OSError as error:
+        raise OSError(error.errno, f"nothing can be written to {folder} ({error.strerror}); save_path says where results go") from error
 
 
 def _device() -> torch.device:

@@ -112,6 +112,8 @@ class SpUNet(nn.Module):
     def forward(self, input_dict: Mapping[str, Tensor]) -> Tensor:
         """Features of `grid_coord` [N, 3] (int, not negative), `feat` [N, in_channels], `offset` [B] int64.
 
+        `indice_dict`, where there is one, keeps the rulebooks for other batches on the same voxels.
+
         Returns: [N, out_channels], or [B, out_channels] with `enc_mode`.
         Raises: KeyError, TypeError or ValueError where an entry is missing or does not fit.
         """
@@ -155,7 +157,7 @@ class SpUNet(nn.Module):
         step = 2**self.num_stages
         shape = [-(-(most + 1) // step) * step for most in high]
         indices = torch.cat([batch[:, None], grid_coord], dim=1).int()
-        return SparseConvTensor(feat, indices, shape, offset.numel())
+        return SparseConvTensor(feat, indices, shape, offset.numel(), indice_dict=input_dict.get("indice_dict"))
 
 
 def _blocks(in_channels: int, channels: int, count: int, indice_key: str, backend: str | None) -> SparseSequential:
