@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import DataDict, Transform
 from pointcept3m.structures.keys import index_operator
+from pointcept3m.utils.arrays import by_column
 
 
 def _crop(data_dict: DataDict, index: NDArray) -> DataDict:
@@ -46,8 +47,11 @@ class SphereCrop(Transform):
             center = np.asarray(data_dict["center"], dtype=np.float32)
         else:
             center = coord[np.random.randint(count) if self.mode == "random" else count // 2]
-        distance = np.square(coord - center).sum(axis=1)
-        return _crop(data_dict, np.sort(np.argpartition(distance, keep - 1)[:keep]))
+        away = by_column(np.subtract, coord, center)
+        nearest = np.argpartition(np.einsum("nc,nc->n", away, away), keep - 1)[:keep]
+        kept = np.zeros(count, dtype=bool)
+        kept[nearest] = True
+        return _crop(data_dict, np.flatnonzero(kept))
 
 
 @TRANSFORMS.register_module()

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import Compose, DataDict, Transform
+from pointcept3m.ops.voxelize import group_keys
 
 
 @TRANSFORMS.register_module()
@@ -55,20 +57,19 @@ class InstanceParser(Transform):
         coord, segment = data_dict["coord"], data_dict["segment"].reshape(-1)
         raw = data_dict["instance"].reshape(-1)
         kept = ~np.isin(segment, self.segment_ignore_index) & (raw != self.instance_ignore_index)
-        ids, number = np.unique(raw[kept], return_inverse=True)
+        groups = group_keys(torch.from_numpy(raw[kept].astype(np.int64)))  # objects in the order of their ids
+        order, start, number = (part.numpy() for part in groups)
         instance = np.full(len(coord), self.instance_ignore_index, dtype=np.int64)
         instance[kept] = number
         centroid = np.full((len(coord), 3), self.instance_ignore_index, dtype=np.float32)
-        bbox = np.zeros((len(ids), 8), dtype=np.float32)
-        if len(ids):
-            order = np.argsort(number, kind="stable")
-            starts = np.searchsorted(number[order], np.arange(len(ids)))
-            ordered = coord[kept][order].astype(np.float64)
-            low, high = np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
-            counts = np.diff(starts, append=len(order))
-            centroid[kept] = (np.add.reduceat(ordered, starts) / counts[:, None])[number]
+        counts = np.diff(start)
+        bbox = np.zeros((len(counts), 8), dtype=np.float32)
+        if len(counts):
+            ordered, first = coord[kept].take(order, axis=0).astype(np.float64), start[:-1]
+            low, high = np.minimum.reduceat(ordered, first), np.maximum.reduceat(ordered, first)
+            centroid[kept] = (np.add.reduceat(ordered, first) / counts[:, None]).astype(np.float32)[number]
             bbox[:, :3], bbox[:, 3:6] = (low + high) / 2, high - low
-            bbox[:, 7] = self._class_without_ignored(segment[kept][order][starts])
+            bbox[:, 7] = self._class_without_ignored(segment[kept][order[first]])
         data_dict.update(instance=instance, instance_centroid=centroid, bbox=bbox)
         return data_dict
 
