@@ -22,6 +22,8 @@ Self-supervised pretraining of 3D backbones, from one command.
   pointcept3m demo      generate rooms, pretrain, evaluate: pictures and report.html in demo/, no GPU or download
   pointcept3m train     train with a config file, on one process or many (torchrun)
   pointcept3m test      evaluate a checkpoint with the tester of its config
+  pointcept3m predict   label the points of your own scan: ply, pcd, las, npy, RGB-D folder
+  pointcept3m visualize what a backbone makes of a cloud: features, similarity, classes and errors as colours
   pointcept3m check     what this machine, the compiled kernels, the data and the weights allow
   pointcept3m report    write report.html for a run folder
 
@@ -42,6 +44,13 @@ def test(argv: Sequence[str]) -> int:
     from pointcept3m.engines.launch import test_main
 
     return test_main(list(argv)) or 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """`pointcept3m predict`: the arguments of tools/predict.py."""
+    from pointcept3m.engines.predict import predict_main
+
+    return predict_main(list(argv))
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -98,12 +107,28 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def visualize(argv: Sequence[str]) -> int:
+    """`pointcept3m visualize`: clouds coloured by what a backbone makes of them."""
+    from pointcept3m.engines.arguments import join_values, visualize_argument_parser
+
+    parser = visualize_argument_parser()
+    arguments = parser.parse_args(join_values(argv, ("--query", "--range", "--up-axis", "--azimuth")))
+    arguments.color = arguments.color or ["pca"]
+
+    from pointcept3m.engines.visualize import run_visualize
+
+    run_visualize(arguments)
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
     "test": test,
+    "predict": predict,
     "check": check,
     "report": report,
+    "visualize": visualize,
 }
 
 

@@ -1,8 +1,9 @@
-"""The command line of train and test. Imports no torch, so that `--help` answers at once."""
+"""The command lines of train, test and visualize. Imports no torch, so that `--help` answers at once."""
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def default_argument_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
@@ -24,4 +25,79 @@ def join_axis(arguments: Sequence[str] | None) -> list[str]:
     while "--up-axis" in words[:-1]:
         at = words.index("--up-axis")
         words[at : at + 2] = [f"--up-axis={words[at + 1]}"]
+    return words
+
+
+def visualize_argument_parser() -> argparse.ArgumentParser:
+    """The arguments of `pointcept3m visualize`."""
+    parser = argparse.ArgumentParser(
+        prog="pointcept3m visualize",
+        description="Colours clouds by what a backbone makes of them, and writes ply files and pictures: principal components "
+        "or UMAP of its features, cosine similarity to a chosen point, predicted class, error. Several scenes share one scale.",
+    )
+    add, wanted = parser.add_argument, parser.add_argument_group
+    add("scene", nargs="+", metavar="SCENE", help="scene folder of .npy files, or a scan: ply, pcd, las, npy, npz, folder of RGB-D frames")
+    add("--weight", metavar="W", help="weights of any model with a backbone (.pth, .safetensors), or 'random' for fresh ones")
+    add("--config", metavar="FILE", help="config of the weights, where the file does not carry it")
+    add("--out", required=True, metavar="FOLDER", help="folder for <scene>_<colour>.ply and .png")
+    add("--color", action="append", metavar="COLOUR", help="pca, umap, similarity, prediction, error, rgb, label; several with commas (pca)")
+    add("--query", action="append", default=[], metavar="POINT", help="point for similarity: INDEX or x,y,z in the first scene, or SCENE:INDEX, SCENE:x,y,z; may be repeated")
+    add("--figure", action="store_true", help="also one figure.png: a row for each scene, a panel for each colour")
+    add("--per-scene", action="store_true", help="pca: components of each scene by itself, not of all together")
+    add("--normalize", action="store_true", help="pca: of features of unit length, which is what similarity compares")
+    add("--umap-points", type=int, default=20_000, metavar="N", help="umap: voxels that are embedded; others take the place of their nearest (%(default)s)")
+    add("--range", type=numbers(2), metavar="LOW,HIGH", help="similarity: limits of the colour scale (2nd percentile to 1)")
+    add("--seed", type=int, default=0, help="seed of what is drawn: points of voxels, umap, random weights (%(default)s)")
+    add("--device", default="cpu", help="where the network runs, for example cuda (%(default)s)")
+    add("--max-voxels", type=int, default=400_000, metavar="N", help="voxels that the network sees at a time; larger scenes are cut (%(default)s)")
+    picture = wanted("picture")
+    picture.add_argument("--view", default="iso", choices=("iso", "top", "front"), help="where the camera stands (%(default)s)")
+    picture.add_argument("--azimuth", type=float, metavar="DEG", help="direction of the camera from the x axis (by the shape of the room)")
+    picture.add_argument("--ceiling", type=word_or_number("auto", "keep"), default="auto", metavar="auto|keep|METRES", help="what is cut off above (%(default)s)")
+    picture.add_argument("--size", type=int, default=960, metavar="PIXELS", help="width of a picture before its rim is cut (%(default)s)")
+    picture.add_argument("--point-size", type=float, metavar="METRES", help="diameter of a point (by the density of the scan)")
+    scan = wanted("scan", "what the file of a scan does not say; guessed, and the guess is printed")
+    scan.add_argument("--up-axis", metavar="AXIS", help="x, y, z, -x, -y, -z")
+    scan.add_argument("--unit", metavar="UNIT", help="m, cm, mm, ft, in, or metres in a unit")
+    scan.add_argument("--color-range", metavar="RANGE", help="0..1, -1..1, 0..255, 0..65535")
+    scan.add_argument("--normals", choices=("auto", "file", "estimate"), help="of the file, or estimated")
+    scan.add_argument("--fill-color", type=numbers(3), metavar="R,G,B", help="fed to the network where a scan has no colours")
+    return parser
+
+
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """A type for argparse: `count` numbers with commas between them."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            raise argparse.ArgumentTypeError(f"wanted {count} numbers with commas, got {text!r}")
+        return values
+
+    return read
+
+
+def word_or_number(*words: str) -> Callable[[str], str | float]:
+    """A type for argparse: one of `words`, or a number."""
+
+    def read(text: str) -> str | float:
+        try:
+            return text if text in words else float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"wanted {', '.join(words)} or a number, got {text!r}") from None
+
+    return read
+
+
+def join_values(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`--query -1,2,0.5` as one word for each of `flags`, since argparse takes what begins with "-" for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in flags:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
     return words

@@ -1,6 +1,7 @@
 """Pictures of point clouds without a GPU or a window: a camera that sees into a room, and splats with a depth buffer."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ VIEWS = ("iso", "top", "front")
 CEILING_SLAB = 0.1  # metres; thickness of the layers that are looked through for a ceiling
 CEILING_ABOVE = 1.7  # metres above the floor below which nothing is a ceiling
 CEILING_SHARE = 0.4  # of the floor plan that a layer must cover to be one
+TALL = 1.5  # metres above the floor that a wall reaches and furniture rarely
 MAX_RADIUS = 12  # pixels
 
 
@@ -94,6 +96,28 @@ def plan_angle(coord: NDArray) -> float:
     return best[1]
 
 
+def choose_points(coord: NDArray, ceiling: str | float = "auto") -> NDArray[np.bool_]:
+    """[N] true for the points to show: those below the ceiling ("auto"), all ("keep"), or those below a height in metres.
+
+    A few points far from all others, as a window lets through, are left out, so that the room fills the picture.
+    Raises: ValueError for another word, or a height below every point.
+    """
+    coord = np.asarray(coord, np.float64)
+    low, high = np.quantile(coord, [0.002, 0.998], axis=0)
+    slack = 0.25 * (high - low) + 1e-6
+    near = ((coord >= low - slack) & (coord <= high + slack)).all(axis=1)
+    if ceiling == "keep":
+        return near
+    if ceiling == "auto":
+        return near & below_ceiling(coord)
+    if isinstance(ceiling, str):
+        raise ValueError(f"ceiling must be 'auto', 'keep' or a height in metres, got {ceiling!r}")
+    shown = near & (coord[:, 2] < ceiling)
+    if not shown.any():
+        raise ValueError(f"the ceiling is cut at {ceiling:g} m and no point lies below; they lie at {coord[:, 2].min():.2f} m and above")
+    return shown
+
+
 def below_ceiling(coord: NDArray) -> NDArray[np.bool_]:
     """[N] true for the points below the ceiling; all of them where there is none.
 
@@ -102,8 +126,7 @@ def below_ceiling(coord: NDArray) -> NDArray[np.bool_]:
     coord = np.asarray(coord, np.float64)
     floor = np.quantile(coord[:, 2], 0.01)
     layer = np.floor((coord[:, 2] - floor) / CEILING_SLAB).astype(np.int64)
-    cells = np.floor((coord[:, :2] - coord[:, :2].min(axis=0)) / 0.2).astype(np.int64)
-    place = cells[:, 0] * (cells[:, 1].max() + 1) + cells[:, 1]
+    place = _cell_numbers(coord[:, :2], 0.2)
     plan = len(np.unique(place))
     candidates = np.arange(int(CEILING_ABOVE / CEILING_SLAB), layer.max() + 1)
     for number in candidates:
@@ -114,25 +137,40 @@ def below_ceiling(coord: NDArray) -> NDArray[np.bool_]:
     return np.ones(len(coord), dtype=bool)
 
 
-def facing(coord: NDArray, normal: NDArray | None, camera: Camera, cell: float = 0.1) -> NDArray[np.bool_]:
+def facing(coord: NDArray, normal: NDArray | None, camera: Camera, estimated: bool = False, cell: float = 0.1) -> NDArray[np.bool_]:
     """[N] true for points whose surface faces the camera: walls with their back to it are left out, as in a doll's house.
 
     Each cell of `cell` metres goes by the majority of its points, for single normals are noisy. Without normals all
-    points stay, and so does one whose normal has length 0.
+    points stay, and so does one whose normal has length 0. estimated: the sides of furniture are not to be trusted, and
+    only what stands upright and reaches TALL is left out.
     """
+    coord = np.asarray(coord, np.float64)
     if normal is None or len(coord) == 0:
         return np.ones(len(coord), dtype=bool)
-    towards = camera.position - np.asarray(coord, np.float64)
+    towards = camera.position - coord
     cosine = (towards * normal).sum(axis=1) / np.linalg.norm(towards, axis=1).clip(1e-9)
     vote = np.where(cosine == 0, 1.0, np.sign(cosine - 0.05))
-    cells = np.floor((coord - np.min(coord, axis=0)) / cell).astype(np.int64)
     # the main axis of the normal and its sign: the two faces of a thin wall vote apart
     axis = np.abs(normal).argmax(axis=1)
     sides = axis * 2 + (normal[np.arange(len(normal)), axis] > 0)
-    span = cells.max(axis=0) + 1
-    number = ((cells[:, 0] * span[1] + cells[:, 1]) * span[2] + cells[:, 2]) * 6 + sides
-    _, place = np.unique(number, return_inverse=True)
-    return np.bincount(place, weights=vote)[place] > 0
+    _, place = np.unique(_cell_numbers(coord, cell) * 6 + sides, return_inverse=True)
+    shown = np.bincount(place, weights=vote)[place] > 0
+    if estimated:
+        _, column = np.unique(_cell_numbers(coord[:, :2], 2.5 * cell), return_inverse=True)
+        top = np.full(column.max() + 1, -np.inf)
+        np.maximum.at(top, column, coord[:, 2])
+        wall = (top[column] > np.quantile(coord[:, 2], 0.01) + TALL) & (np.abs(normal[:, 2]) < 0.6)
+        shown |= ~wall
+    return shown
+
+
+def _cell_numbers(coord: NDArray, size: float) -> NDArray[np.int64]:
+    """[N] the number of the cell of `size` metres that each point [N, 2 or 3] lies in."""
+    cells = np.floor((coord - coord.min(axis=0)) / size).astype(np.int64)
+    number = cells[:, 0]
+    for column in cells.T[1:]:
+        number = number * (column.max() + 1) + column
+    return number
 
 
 def spacing_of(coord: NDArray, seed: int = 0) -> float:
@@ -147,41 +185,47 @@ def spacing_of(coord: NDArray, seed: int = 0) -> float:
     return float(max(np.median(distance), 1e-6))
 
 
-def draw_cloud(
-    coord: NDArray,
-    color: NDArray,
-    camera: Camera,
-    point_size: float | None = None,
-    background: tuple[int, int, int] = (255, 255, 255),
-    shade: float = 0.6,
-    oversample: int = 2,
-) -> NDArray[np.uint8]:
-    """The cloud as the camera sees it, uint8 [H, W, 3]; each point is a disc, and the nearest at a pixel is seen.
+class Picture:
+    """What a camera sees of a cloud, found once and painted in as many colours as wanted.
+
+    Each point is a disc, and the nearest at a pixel is seen.
 
     Args:
-        coord: [N, 3] metres. color: [N, 3] 0..255.
+        coord: [N, 3] metres.
         point_size: diameter of a point in metres; None adapts it to how densely the points lie.
         shade: how dark pixels get that lie behind their neighbours, which shows edges (eye-dome lighting, Boucheny
             2009); 0 leaves every colour as it is.
         oversample: the picture is drawn so many times as large and averaged.
-
-    Raises: ValueError where the shapes do not fit.
     """
-    coord, color = np.asarray(coord), np.asarray(color)
-    if coord.ndim != 2 or coord.shape[1] != 3 or color.shape != coord.shape:
-        raise ValueError(f"draw_cloud: wanted coord and color [N, 3], got {coord.shape} and {color.shape}")
-    large = magnified(camera, oversample)
-    size = 1.8 * spacing_of(coord) if point_size is None else point_size
-    owner, depth = fill_gaps(*nearest_points(coord, large, size), rounds=4 * oversample)
-    image = np.empty((*large.size, 3), np.float64)
-    image[:] = background
-    seen = owner >= 0
-    image[seen] = color[owner[seen]]
-    if shade > 0:
-        image[seen] *= eye_dome(depth, shade, oversample, size)[seen][:, None]
-    height, width = camera.size
-    image = image.reshape(height, oversample, width, oversample, 3).mean(axis=(1, 3))
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+    def __init__(self, coord: NDArray, camera: Camera, point_size: float | None = None, shade: float = 0.6, oversample: int = 2):
+        coord = np.asarray(coord)
+        if coord.ndim != 2 or coord.shape[1] != 3:
+            raise ValueError(f"Picture: wanted coord [N, 3], got {coord.shape}")
+        self.count, self.size, self.oversample = len(coord), camera.size, oversample
+        size = 1.8 * spacing_of(coord) if point_size is None else point_size
+        owner, depth = fill_gaps(*nearest_points(coord, magnified(camera, oversample), size), rounds=4 * oversample)
+        self.seen = owner >= 0
+        self.owner = owner[self.seen]
+        self.light = eye_dome(depth, shade, oversample, size)[self.seen] if shade > 0 else None
+
+    def draw(self, color: NDArray, background: tuple[int, int, int] = (255, 255, 255)) -> NDArray[np.uint8]:
+        """The picture, uint8 [H, W, 3], with `color` [N, 3] 0..255 on the points. Raises ValueError for another shape."""
+        color = np.asarray(color)
+        if color.shape != (self.count, 3):
+            raise ValueError(f"Picture: wanted colours [{self.count}, 3], got {color.shape}")
+        image = np.empty((*self.seen.shape, 3), np.float32)
+        image[:] = background
+        shown = color[self.owner].astype(np.float32)
+        image[self.seen] = shown if self.light is None else shown * self.light[:, None].astype(np.float32)
+        height, width = self.size
+        image = image.reshape(height, self.oversample, width, self.oversample, 3).mean(axis=(1, 3))
+        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def draw_cloud(coord: NDArray, color: NDArray, camera: Camera, **settings: Any) -> NDArray[np.uint8]:
+    """The cloud as the camera sees it, uint8 [H, W, 3]; `settings` are those of `Picture`."""
+    return Picture(coord, camera, **settings).draw(color)
 
 
 def magnified(camera: Camera, factor: int) -> Camera:
