@@ -2,6 +2,7 @@
 
     python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6
     python tools/preprocess/limited.py --data-root data/rooms --scenes 10 --points 20
+    python tools/preprocess/pairs.py --input data/rooms/train --output-root data/rooms_pair
     python benchmarks/study_downstream.py --data data/rooms --runs exp/study --seeds 0 1 2
 
 Pretrains with each method and seed, then trains every task from each pretraining and from scratch, a process a run, and
@@ -62,7 +63,10 @@ def main() -> None:
 
     def pretrain(job: tuple[str, int]) -> None:
         start, seed = job
-        train(PRETRAININGS[start], pretrained(start, seed), [f"seed={seed}", f"data_root={str(data)!r}"], threads)
+        options = [f"seed={seed}", f"data_root={str(data)!r}"]
+        if start == "PointContrast":  # which learns from pairs of frames
+            options.append(f"pair_root={str(data.with_name(data.name + '_pair'))!r}")
+        train(PRETRAININGS[start], pretrained(start, seed), options, threads)
 
     jobs = [(task, start, seed) for seed in args.seeds for start in args.starts for task in args.tasks]
     if not args.table:
