@@ -4,7 +4,8 @@ import copy
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pointcept3m.datasets.limited import (
 )
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.scene import Scene
+from pointcept3m.utils.errors import add_note
 from pointcept3m.utils.registry import near_names
 from pointcept3m.utils.seed import mix_seed, preserved_rng
 
@@ -201,8 +203,10 @@ class PointDataset(Dataset):
             raise IndexError(f"sample {idx} of {len(self)}")
         data = self._read(idx)
         if self.test_mode and self.test_cfg:
-            return self.prepare_test_data(data)
-        name, sample = data["name"], self.transform(data)
+            with _naming_scene(data):
+                return self.prepare_test_data(data)
+        with _naming_scene(data):
+            name, sample = data["name"], self.transform(data)
         if isinstance(sample, dict):
             sample.setdefault("name", name)  # Pointcept's configs do not collect it, but errors shall name the scene
         return sample
@@ -255,11 +259,14 @@ class PointDataset(Dataset):
         Whoever holds one part at a time needs memory for one augmentation's fragments. The parts are those of the
         whole sample where the generators start from the same state for each.
         """
-        data = self.transform(self._read(idx))
-        result, seed = self._test_scene(data)
+        data = self._read(idx)
+        with _naming_scene(data):
+            data = self.transform(data)
+            result, seed = self._test_scene(data)
+            fragments = self._test_fragments(data, seed, part)
         if part > 0:
             result = {"name": result["name"]}
-        return {**result, "test_part": (part, len(self.aug_transform)), "fragment_list": self._test_fragments(data, seed, part)}
+        return {**result, "test_part": (part, len(self.aug_transform)), "fragment_list": fragments}
 
     def _test_scene(self, data: DataDict) -> tuple[DataDict, int]:
         """({segment, name, [origin_segment, inverse]}, a seed for the augmentations); takes those keys out of `data`."""
@@ -282,6 +289,20 @@ class PointDataset(Dataset):
             if self.test_crop:
                 fragments = [self.test_crop(fragment) for fragment in fragments]
             return [self.post_transform(fragment) for fragment in fragments]
+
+
+@contextmanager
+def _naming_scene(data: DataDict) -> Iterator[None]:
+    """Adds the scene of a raw sample, and which common files it lacks, to an error within."""
+    where = f"in scene {data['name']!r}"
+    absent = [f"{key}.npy" for key in ("color", "normal") if key not in data]
+    if absent:
+        where += f", whose folder has no {' and no '.join(absent)}"
+    try:
+        yield
+    except (KeyError, ValueError, TypeError) as error:
+        add_note(error, where)
+        raise
 
 
 def full_signature(cls: type) -> inspect.Signature:
