@@ -4,13 +4,14 @@
 
 The sample is ScanNet's scene0000_00 (81,369 points; POINTCEPT3M_DATA must hold it, without normals there, so they are
 drawn). The chain is the one of Pointcept's configs/scannet/semseg-spunet-v1m1-0-base.py. Ours and the peer
-(peer_transforms.py, Pointcept's steps written anew) get copies of the same sample in turns, on one thread each. A row of
-the first table is the mean time of that transform, as many are drawn with a probability; the totals below it are medians.
+(peer_transforms.py, Pointcept's steps written anew) get copies of the same sample in turns, on one thread each. The first
+table holds processor time, in which other work on the machine shows least; a row is the mean of that transform, as many are
+drawn with a probability, and the totals below are medians.
 
 Pointcept 1.7.0's `Collect` builds a tensor of the length of every single point and drops it; 1.6 did not. The total is
 given with it and without it.
 
-The second table is the way from the disk (the files lie in the page cache) to a batch. `--step` adds a training step of
+The second table is the way from the disk (the files lie in the page cache) to a batch, by the clock. `--step` adds a training step of
 SpUNet-v1m1 at full width on that batch, which is what the loader has to keep up with.
 """
 
@@ -67,13 +68,13 @@ def scan() -> dict[str, np.ndarray]:
 
 
 def run_chain(steps: Sequence[Callable], sample: dict, times: list[list[float]]) -> None:
-    """Runs a copy of `sample` through `steps` and notes the seconds of each."""
+    """Runs a copy of `sample` through `steps` and notes the processor's seconds of each."""
     data = {key: value.copy() for key, value in sample.items()}
     taken = []
     for step in steps:
-        start = time.perf_counter()
+        start = time.process_time()
         data = step(data)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     times.append(taken)
 
 

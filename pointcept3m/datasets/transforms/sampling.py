@@ -173,9 +173,11 @@ class RandomDropout(Transform):
             return data_dict
         count = len(data_dict["coord"])
         kept = np.random.choice(count, max(1, int(count * (1 - self.dropout_ratio))), replace=False)
-        if "sampled_index" in data_dict:
-            kept = np.union1d(kept, data_dict["sampled_index"])  # annotated points stay, however few are kept
-        return index_operator(data_dict, kept)
+        keep = np.zeros(count, dtype=bool)
+        keep[kept] = True
+        keep[data_dict.get("sampled_index", [])] = True  # annotated points stay, however few are kept
+        # in their old order: neighbours in memory stay neighbours in space, which all that follows runs faster on
+        return index_operator(data_dict, np.flatnonzero(keep))
 
 
 @TRANSFORMS.register_module()
