@@ -332,6 +332,9 @@ def test_wrong_batches():
             model(batch | dict(offset=torch.tensor(offset, dtype=torch.long)))
     with pytest.raises(ValueError, match="grid_coord must lie in"):
         model(batch | dict(grid_coord=batch["grid_coord"] - 3))
+    for size in ((1, 1), (20, 3)):
+        with pytest.raises(ValueError, match="batch norms need two while training"):
+            small().train()(scene(*size))
     with pytest.raises(ValueError, match="63-bit codes"):
         model(batch | dict(grid_coord=batch["grid_coord"] + 2**21))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pointcept3m.models.builder import MODELS
-from pointcept3m.models.layers.inputs import packed_points
+from pointcept3m.models.layers.inputs import need_two_cells, packed_points
 from pointcept3m.models.layers.serialized import (
     Block,
     LevelSequential,
@@ -172,6 +172,7 @@ class PointTransformerV3(nn.Module):
         shuffle = self.shuffle_orders and self.training
         level = Level.serialize(grid_coord, offset, self.order, shuffle)
         level.condition, level.context = _condition(input_dict.get("condition")), input_dict.get("context")
+        need_two_cells(self, "PT-v3m1", len(feat))
         feat = self.embedding(feat, level)
         passed: list[tuple[Tensor, Level, Tensor]] = []
         for stage in self.enc.values():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def packed_points(name: str, input_dict: Mapping[str, Any], in_channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,3 +32,12 @@ def packed_points(name: str, input_dict: Mapping[str, Any], in_channels: int) ->
     if min(low) < 0 or max(high) >= 2**31 - 2**16:
         raise ValueError(f"{name}: grid_coord must lie in [0, 2^31), found {low} to {high}")
     return grid_coord, feat, offset
+
+
+def need_two_cells(module: nn.Module, name: str, num_cells: int) -> None:
+    """Raises ValueError where batch norms are to learn from a single cell, which has no variance."""
+    if module.training and num_cells == 1:
+        raise ValueError(
+            f"{name}: all points of the batch lie in one cell of this stage's grid, and batch norms need two while "
+            "training; take larger scenes, more of them in a batch, or a finer grid_size"
+        )

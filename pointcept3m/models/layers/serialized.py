@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointcept3m.models.layers.inputs import need_two_cells
 from pointcept3m.models.layers.sparse import SparseModule, SubMConv3d
 from pointcept3m.ops import segment_csr
 from pointcept3m.structures.level import Level
@@ -256,6 +257,7 @@ class SerializedPooling(LevelModule):
     def forward(self, feat: Tensor, level: Level, shuffle: bool = False) -> tuple[Tensor, Level, Tensor]:
         """Features [M, C'], their level, and the row [N] there of each row that came in."""
         coarser, cells = level.pool(self.stride, shuffle)
+        need_two_cells(self, "PT-v3m1", len(coarser.batch))
         feat = segment_csr(_rows(self.proj(feat), cells.order), cells.start, reduce="max")
         return self.act(self.norm(feat, coarser), coarser), coarser, cells.inverse
 

@@ -132,13 +132,20 @@ class SparseConvolution(SparseModule):
             triple(dilation, "dilation"),
         )
         self.indice_key = indice_key
-        self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
+        self._make_weight()
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
         self.backend = backend or "native"
         if self.backend not in BACKENDS:
             raise ValueError(f"{type(self).__name__}: backend must be 'native' or 'spconv', got {backend!r}")
         self._peer = (self._make_peer(_import_spconv()),) if self.backend == "spconv" else None
+
+    def _make_weight(self) -> None:
+        self.weight = nn.Parameter(torch.empty(self.out_channels, *self.kernel_size, self.in_channels))
+
+    def _krsc(self) -> Tensor:
+        """The weight [Cout, kx, ky, kz, Cin], however a subclass keeps it."""
+        return self.weight
 
     def reset_parameters(self) -> None:
         """Draws weights as torch's convolutions do: uniform within 1 / sqrt(fan in)."""
@@ -166,7 +173,7 @@ class SparseConvolution(SparseModule):
 
     def _forward_native(self, x: SparseConvTensor) -> SparseConvTensor:
         data = self._indice_data(x)
-        features = sparse_conv(x.features, self.weight, data.rulebook, self.bias)
+        features = sparse_conv(x.features, self._krsc(), data.rulebook, self.bias)
         return x.replace(features, data.out_indices, data.out_spatial_shape)
 
     def _indice_data(self, x: SparseConvTensor) -> IndiceData:
