@@ -260,4 +260,4 @@ def _normals(cloud: Cloud, kept, coord: NDArray[np.float32], rotation: NDArray |
     if rotation is not None:
         normal = normal @ rotation.T.astype(np.float32)
     bad = f", {int(absent.sum())} of length 0 estimated" if absent.any() else ""
-    return np.ascontiguousarray(normal, np.float32), f"normals: the file's{bad}; --normals estimate overrides"
+    return np.ascontiguousarray(normal, np.float32), f"normals: the scan's own{bad}; --normals estimate overrides"
