@@ -5,6 +5,8 @@ later file is merged into the earlier one (`_delete_=True` inside it replaces in
 `{{ fileDirname }}`, `{{ fileBasename }}`, `{{ fileBasenameNoExtension }}` and `{{ fileExtname }}` stand for
 values. A top-level name that is no setting must be a helper variable, that is, be read in its own file: a
 mistyped setting is read by nobody and is refused. Helper variables are not part of the loaded config.
+`_options_ = dict(area=1)` gives helper variables of the bases other values, as `--options area=1` does; what the command
+line says wins.
 """
 
 import ast
@@ -244,35 +246,57 @@ def _load(
     source = path.read_text(encoding="utf-8")
     settings, helpers = ConfigDict(), {}
     origin: dict[str, Path] = {}
+    options = _literal_assignment(source, path, "_options_", dict()) if "_options_" in source else {}
+    own, overrides = set(), {**options, **overrides}
     for base in _base_paths(source, path):
         if not base.resolve().is_relative_to(root):
             raise ValueError(f"config {path}: base {base} lies outside {root}")
-        base_settings, base_helpers = _load(base, overrides, used, root, (*chain, path))
+        base_settings, base_helpers = _load(base, overrides, own, root, (*chain, path))
         for key in base_settings:
             if key in origin:
                 raise KeyError(f"config {path}: {key!r} is set in two bases, {origin[key]} and {base}")
             origin[key] = base
         settings.update(base_settings)
         helpers.update(base_helpers)
+    for name in options:
+        if name not in own:
+            raise KeyError(f"config {path}: _options_ names {name!r}, no helper variable of its bases; {near_names(name, helpers)}")
+    used |= own
     own_settings, own_helpers = _execute(source, path, {**helpers, **settings}, overrides, used)
     _merge(settings, own_settings, str(path))
     return settings, {**helpers, **own_helpers}
 
 
 def _base_paths(source: str, path: Path) -> list[Path]:
+    value = _literal_assignment(source, path, "_base_", [])
+    names = [value] if isinstance(value, str) else list(value)
+    return [path.parent / name for name in names]
+
+
+def _literal_assignment(source: str, path: Path, name: str, default: Any) -> Any:
+    """What a file assigns to `name`, read before the file is run, so that it must be of `default`'s kind and literal.
+
+    Raises: ValueError, with the line, for anything else or a file that is no Python.
+    """
     try:
         tree = ast.parse(PLACEHOLDER.sub("None", source), str(path))
     except SyntaxError as error:
         raise ValueError(f"config {path}: line {error.lineno}: {error.msg}") from error
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             try:
-                value = ast.literal_eval(node.value)
+                return _plain_value(node.value)
             except ValueError as error:
-                raise ValueError(f"config {path}: line {node.lineno}: _base_ must be a string or a list of strings") from error
-            names = [value] if isinstance(value, str) else list(value)
-            return [path.parent / name for name in names]
-    return []
+                wanted = "a dict of literals" if isinstance(default, dict) else "a string or a list of strings"
+                raise ValueError(f"config {path}: line {node.lineno}: {name} must be {wanted}") from error
+    return default
+
+
+def _plain_value(node: ast.expr) -> Any:
+    """A literal, or `dict(name=literal, ...)`. Raises ValueError for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    return ast.literal_eval(node)
 
 
 def _execute(
@@ -311,7 +335,7 @@ def _execute(
         elif name in read or name in imported or name in COMMON_HELPERS:
             helpers[name] = value
         elif name in base:
-            raise KeyError(f"config {path}: {name!r} is a helper variable of a base and has no effect here; set what is made from it")
+            raise KeyError(f"config {path}: {name!r} is a helper variable of a base and has no effect here; `_options_ = dict({name}=...)` changes it")
         else:
             raise KeyError(f"config {path}: unknown setting {name!r}; {near_names(name, SETTINGS)}")
     return settings, helpers

@@ -162,7 +162,7 @@ def test_option_errors(options, kind, sentence):
         ("epoch = = 3\n", ValueError, "line 1"),
         ("_base_ = 'base.py'\nseed = {{ _base_.epoc }}\n", KeyError, "did you mean 'epoch'"),
         ("_base_ = 'base.py'\nhooks = dict(a=1)\n", TypeError, "'hooks' is a list below"),
-        ("_base_ = 'base.py'\nroot = 'z'\n", KeyError, "'root' is a helper variable of a base and has no effect here"),
+        ("_base_ = 'base.py'\nroot = 'z'\n", KeyError, "'root' is a helper variable of a base and has no effect here; `_options_ = dict\\(root=...\\)` changes it"),
     ],
 )
 def test_file_errors(write, tmp_path, text, kind, sentence):
@@ -197,3 +197,18 @@ def test_default_runtime_says_what_the_code_does():
     path = Path(__file__).parents[2] / "configs/_base_/default_runtime.py"
     assert Config.fromfile(path).to_dict() == RUNTIME_DEFAULTS
     assert set(RUNTIME_DEFAULTS) <= SETTINGS
+
+
+def test_a_file_changes_helper_variables_of_its_bases(write):
+    """`_options_` does for a file what --options does for the command line, which wins over it, as a later file does."""
+    write("base.py", "width = 4\nsplit = 'train'\nmodel = dict(width=width, twice=2 * width)\ndata = dict(split=split)\n")
+    write("middle.py", "_base_ = 'base.py'\n_options_ = dict(width=8, split=('a', 'b'))\n")
+    top = write("top.py", "_base_ = 'middle.py'\n_options_ = {'width': 16}\nepoch = 3\n")
+    assert Config.fromfile(write("middle2.py", "_base_ = 'middle.py'\n")).model.to_dict() == dict(width=8, twice=16)
+    cfg = Config.fromfile(top)
+    assert cfg.model.to_dict() == dict(width=16, twice=32) and cfg.data.split == ("a", "b") and cfg.epoch == 3
+    assert Config.fromfile(top, {"width": 1}).model.twice == 2
+    with pytest.raises(KeyError, match="_options_ names 'widht', no helper variable of its bases; did you mean 'width'"):
+        Config.fromfile(write("wrong.py", "_base_ = 'base.py'\n_options_ = dict(widht=1)\n"))
+    with pytest.raises(ValueError, match="line 2: _options_ must be a dict of literals"):
+        Config.fromfile(write("code.py", "_base_ = 'base.py'\n_options_ = dict(width=open('x'))\n"))

@@ -1,0 +1,11 @@
+"""ScanNet with 20 % of the training scenes (GaussianCross, Table 2); weight=FILE starts from a pretrained backbone.
+
+The benchmark's list, or one of `python tools/preprocess/limited.py --data-root data/scannet`.
+"""
+
+_base_ = ["../_base_/semseg_indoor.py"]
+_options_ = dict(lr=0.003)
+
+batch_size = 24
+num_worker = 48
+data = dict(train=dict(lr_file="{{ _base_.data_root }}/tasks/scenes/20.txt"))
