@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_instance_metrics import slow_table
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -14,6 +13,7 @@ from pointcept3m.datasets.builder import DATASETS
 from pointcept3m.datasets.transforms.compose import Compose
 from pointcept3m.engines.testers import TESTERS, InsSegTester
 from pointcept3m.models import MODELS
+from tests.engines.test_instance_metrics import slow_table
 
 IGNORE = (-1, 0)
 NAMES = ["wall", "bed", "chair", "sink"]
@@ -174,6 +174,23 @@ def test_batches_of_any_size_score_the_same(tmp_path, train):
         scores.append(evaluator.evaluate())
     assert [scores[1][k] for k in ("mAP", "AP50", "AP25")] == [scores[0][k] for k in ("mAP", "AP50", "AP25")]
     assert scores[0]["AP25"] > 0
+
+
+def test_processes_together_score_what_one_does(tmp_path, train, monkeypatch):
+    """What two ranks gather of three scenes and one gives the scores of one process with all four, losses included."""
+    from pointcept3m.engines.hooks import insseg
+
+    trainer = train(config(tmp_path / "run", epoch=2, eval_epoch=1))
+    evaluator = next(hook for hook in trainer.hooks if hook.sets_metric)
+    alone = evaluator.evaluate()
+    of_rank = []
+    monkeypatch.setattr(insseg.comm, "all_gather", lambda value: of_rank.append(value) or [value])
+    batches = list(trainer.val_loader)
+    for part in (batches[:3], batches[3:]):
+        trainer.val_loader = part
+        evaluator.evaluate()
+    monkeypatch.setattr(insseg.comm, "all_gather", lambda value: of_rank)
+    assert evaluator.evaluate() == pytest.approx(alone, rel=1e-12)
 
 
 def test_nothing_there_to_find(tmp_path, train):

@@ -220,13 +220,12 @@ def test_bad_batches():
         build(voxel_size=0)
 
 
-def test_masks_of_a_large_scene_are_small():
-    """A million points in a thousand proposals: 16 bytes a point, where Pointcept's masks would be 4 GB."""
-    side = 100
-    coord = torch.stack(torch.meshgrid(*[torch.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3).float()
-    coord += 5.0 * (coord / 10).floor()  # blocks of 1,000 points, 6 apart
+def test_masks_take_memory_for_their_points_alone():
+    """27 blocks of 1,000 points are 27 proposals with 27,000 entries; dense masks would have 27 times as many."""
+    coord = torch.stack(torch.meshgrid(*[torch.arange(30)] * 3, indexing="ij"), -1).reshape(-1, 3).float()
+    coord += 5.0 * (coord / 10).floor()  # blocks 6 apart
     logits = torch.zeros(len(coord), 3)
     logits[:, 2] = 1.0
     model = build(semantic_num_classes=3, voxel_size=1.0, cluster_propose_points=100)
     masks = model.proposals(coord, torch.zeros_like(coord), logits, torch.tensor([len(coord)]))["pred_masks"]
-    assert masks.shape == (1000, side**3) and masks.indices().numel() == 2 * side**3
+    assert masks.shape == (27, 27000) and masks.layout == torch.sparse_coo and masks.values().numel() == 27000
