@@ -248,10 +248,10 @@ class PointDataset(Dataset):
     def num_test_parts(self) -> int:
         """In how many parts a tester can ask for a scene: one for each augmentation.
 
-        A data set with a `prepare_test_data` of its own gives whole scenes only.
+        0 where it gives whole scenes only, as a data set does that has a `prepare_test_data` of its own.
         """
         whole = type(self).prepare_test_data is not PointDataset.prepare_test_data
-        return 1 if whole or not (self.test_mode and self.test_cfg) else len(self.aug_transform)
+        return 0 if whole or not (self.test_mode and self.test_cfg) else len(self.aug_transform)
 
     def get_test_part(self, idx: int, part: int) -> DataDict:
         """Sample `idx` with the fragments of augmentation `part` alone; what is said once of a scene is in part 0.

@@ -30,12 +30,16 @@ def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, fo
     """
     scenes = max(scenes, 1)
     if augmentations:
-        words = "no augmentation" if mode == "fast" else f"{augmentations} augmentation{'s' * (augmentations > 1)}"
-        cut = f"{words} x {fragments / scenes / augmentations:.3g} fragments"
+        words = "no augmentation" if mode == "fast" else _count(augmentations, "augmentation")
+        cut = f"{words} x {_count(fragments / scenes / augmentations, 'fragment')}"
     else:
-        cut = f"{fragments / scenes:.3g} fragments"
-    batched = "" if forwards == fragments else f" in {forwards / scenes:.3g} forwards"
+        cut = _count(fragments / scenes, "fragment")
+    batched = "" if forwards == fragments else f" in {_count(forwards / scenes, 'forward')}"
     return f"{mode}: {cut} a scene{batched}, softmax added up at each point, scored on {scored}"
+
+
+def _count(number: float, name: str) -> str:
+    return f"{number:.3g} {name}{'' if number == 1 else 's'}"
 
 
 def _word(step: Mapping[str, Any]) -> str:

@@ -20,6 +20,11 @@ def make_tester(toy, run, **changes) -> SemSegTester:
     return TESTERS.build(dict(type="SemSegTester"), cfg=cfg)
 
 
+def scene_of(tester) -> dict:
+    """The first sample of its data set, whole."""
+    return tester.test_loader.dataset.dataset.dataset[0]
+
+
 def test_a_test_run_leaves_its_files_and_spares_the_trainings(toy, run):
     before = (run / "metrics.json").read_text()
     scores, per_class = make_tester(toy, run).run()
@@ -27,10 +32,13 @@ def test_a_test_run_leaves_its_files_and_spares_the_trainings(toy, run):
     assert written["metrics"] == scores and written["per_class"] == per_class and written["split"] == "test"
     assert (run / "metrics.json").read_text() == before and (run / "test/config.py").is_file()
     assert np.load(run / "test/result/test0_pred.npy").shape == (16,)
+    assert written["protocol"] == {"test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points"}
+    confusion = np.array(json.loads((run / "test/result/confusion.json").read_text())["confusion"])
+    assert confusion.sum() == 48 and scores["allAcc"] == pytest.approx(np.trace(confusion) / 48)
     facts = json.loads((run / "test/run.json").read_text())
     assert facts["seed"] == 3 and facts["num_parameters"] > 0 and facts["seconds"] > 0 and "pytest" in facts["command"]
     page = (run / "test/report.html").read_text()
-    assert "mIoU" in page and "Not in this run folder" not in page
+    assert "mIoU" in page and "scored on 48 raw points" in page and "Not in this run folder" not in page
 
 
 def test_old_predictions_are_not_reused(toy, run, tmp_path):
@@ -47,7 +55,7 @@ def test_old_predictions_are_not_reused(toy, run, tmp_path):
 def test_votes_are_sums_of_softmax(toy, run):
     """A fragment votes on its rows; the toy's fragments are the even rows, the odd rows, and all of them."""
     part = make_tester(toy, run)
-    sample = part.test_loader.dataset.dataset[0]
+    sample = scene_of(part)
     pred, target = part.predict(sample, 3)
     votes = torch.zeros(16, 3)
     with torch.no_grad():
@@ -64,7 +72,7 @@ def test_fragments_in_one_batch_change_nothing(toy, run, tmp_path):
 
 def test_point_without_fragment(toy, run):
     part = make_tester(toy, run)
-    sample = part.test_loader.dataset.dataset[0]
+    sample = scene_of(part)
     sample["fragment_list"] = sample["fragment_list"][:1]
     with pytest.raises(ValueError, match="scene test0: 8 of 16 points are in no fragment"):
         part.predict(sample, 3)
@@ -72,7 +80,7 @@ def test_point_without_fragment(toy, run):
 
 def test_predictions_of_raw_points_through_inverse(toy, run):
     part = make_tester(toy, run)
-    sample = part.test_loader.dataset.dataset[0]
+    sample = scene_of(part)
     plain, _ = part.predict(sample, 3)
     inverse, labels = torch.tensor([3, 3, 0]), torch.tensor([0, 1, 2])
     pred, target = part.predict({**sample, "inverse": inverse, "origin_segment": labels}, 3)

@@ -11,20 +11,19 @@ from pointcept3m.engines.loader import Key, build_loader
 class SceneParts(Dataset):
     """The scenes of `dataset` cut into parts: item `scene * num_parts + part`.
 
-    A part is what `dataset.get_test_part` gives; a data set without `num_test_parts` gives whole scenes.
+    A part is what `dataset.get_test_part` gives; a data set without `num_test_parts`, or with 0, gives whole scenes.
     """
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
-        self.num_parts = getattr(dataset, "num_test_parts", 1)
+        self.cut = getattr(dataset, "num_test_parts", 0) > 0
+        self.num_parts = dataset.num_test_parts if self.cut else 1
 
     def __len__(self) -> int:
         return len(self.dataset) * self.num_parts
 
     def __getitem__(self, index: int) -> Any:
-        if self.num_parts == 1:
-            return self.dataset[index]
-        return self.dataset.get_test_part(*divmod(index, self.num_parts))
+        return self.dataset.get_test_part(*divmod(index, self.num_parts)) if self.cut else self.dataset[index]
 
 
 class PartSampler(Sampler[list[Key]]):

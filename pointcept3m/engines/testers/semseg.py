@@ -109,7 +109,7 @@ class SemSegTester(TesterBase):
                 check_stop()
                 part, parts = sample.get("test_part", (0, 1))
                 done.augmentations = max(done.augmentations, parts if "test_part" in sample else 0)
-                votes = Votes(sample, number, self.device) if part == 0 else votes
+                votes = SceneVotes(sample, number, self.device) if part == 0 else votes
                 for index, probability in self._fragment_scores(sample, mode, number, done, meeting.beat):
                     votes.add(index, probability)
                 if part == parts - 1:
@@ -119,7 +119,7 @@ class SemSegTester(TesterBase):
         meeting.wait()
         return done.gathered(time.monotonic() - start)
 
-    def _finish_scene(self, votes: "Votes", done: "Pass", number: int, ignore: int, ids: np.ndarray | None, keep: bool) -> None:
+    def _finish_scene(self, votes: "SceneVotes", done: "Pass", number: int, ignore: int, ids: np.ndarray | None, keep: bool) -> None:
         pred, target = votes.result()
         try:
             scene = metrics.confusion_matrix(pred, target, number, ignore)
@@ -140,7 +140,7 @@ class SemSegTester(TesterBase):
 
         Raises: ValueError where the fragments leave a point without a vote, or the model's output is not finite.
         """
-        votes = Votes(sample, num_classes, self.device)
+        votes = SceneVotes(sample, num_classes, self.device)
         for index, probability in self._fragment_scores(sample, "fast" if self.mode == "fast" else "vote", num_classes):
             votes.add(index, probability)
         return votes.result()
@@ -316,7 +316,7 @@ class Pass:
         return protocol.vote_protocol(self.mode, self.augmentations, self.scenes, self.fragments, self.forwards, scored)
 
 
-class Votes:
+class SceneVotes:
     """The sums of softmax [N, K] of one scene.
 
     sample: its `segment` and `name`, and where they differ from the raw points, `origin_segment` and `inverse`.
