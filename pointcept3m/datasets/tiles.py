@@ -42,7 +42,7 @@ def cut_tiles(coord: NDArray[np.floating], cost: NDArray, most: float, margin: f
         coord: [N, 3] metres. cost: [N], what each point adds to the cost of its tile. margin: metres of overlap on
             either side of a cut.
 
-    Raises: ValueError where a box too small to cut, of 4 margins, costs more than `most`.
+    Raises: ValueError where a box too small to cut, of 2 margins, costs more than `most`.
     """
     everything = np.full(3, np.inf)
     rows = np.arange(len(coord), dtype=np.int32 if len(coord) < 2**31 else np.int64)
@@ -58,14 +58,14 @@ def _halve(coord: NDArray, cost: NDArray, most: float, margin: float, tile: Tile
     inside = coord[core]
     low, high = inside.min(axis=0), inside.max(axis=0)
     axis = int((high - low).argmax())
-    if high[axis] - low[axis] <= 4 * margin or high[axis] == low[axis]:
+    if high[axis] - low[axis] <= 2 * margin or high[axis] == low[axis]:
         size = " x ".join(f"{length:.2f}" for length in high - low)
         raise ValueError(
             f"a box of {size} m and {margin:g} m of overlap around it hold {total:,.0f} voxels, more than the {most:,.0f} "
             "that are predicted at a time (--max-points); raise that or lower --overlap"
         )
     cut = float(np.median(inside[cost[core] > 0, axis])) if (cost[core] > 0).any() else float((low[axis] + high[axis]) / 2)
-    cut = float(np.clip(cut, low[axis] + 2 * margin, high[axis] - 2 * margin)) if margin else cut
+    cut = float(np.clip(cut, low[axis] + margin, high[axis] - margin)) if margin else cut
     if cut <= low[axis]:  # half of the points share the lowest place
         cut = float((low[axis] + high[axis]) / 2)
     along = coord[tile.rows, axis]

@@ -36,7 +36,7 @@ from pointcept3m.utils.palette import palette_for
 from pointcept3m.utils.seed import preserved_rng, set_seed
 
 MODES = ("fast", "vote")
-MAX_POINTS = 200_000  # voxels in one pass; SpUNet of 39 million parameters takes some 9 KB for each
+MAX_POINTS = 400_000  # voxels in one pass; SpUNet of 39 million parameters takes 2 to 5 KB for each
 OVERLAP = 1.0  # metres on either side of a cut
 MAX_FRAGMENTS = 64
 STRIDE = 64  # cells by which a tile's grid may be shifted without a network of up to 6 halvings noticing
