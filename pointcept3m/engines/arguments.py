@@ -53,7 +53,7 @@ def visualize_argument_parser() -> argparse.ArgumentParser:
     picture = wanted("picture")
     picture.add_argument("--view", default="iso", choices=("iso", "top", "front"), help="where the camera stands (%(default)s)")
     picture.add_argument("--azimuth", type=float, metavar="DEG", help="direction of the camera from the x axis (by the shape of the room)")
-    picture.add_argument("--ceiling", type=word_or_number("auto", "keep"), default="auto", metavar="auto|keep|METRES", help="what is cut off above (%(default)s)")
+    picture.add_argument("--ceiling", type=word_or_number("auto", "keep"), default="auto", metavar="auto|keep|METRES", help="what is cut off: the ceiling that is found, nothing, or all so high above the floor (%(default)s)")
     picture.add_argument("--size", type=int, default=960, metavar="PIXELS", help="width of a picture before its rim is cut (%(default)s)")
     picture.add_argument("--point-size", type=float, metavar="METRES", help="diameter of a point (by the density of the scan)")
     scan = wanted("scan", "what the file of a scan does not say; guessed, and the guess is printed")

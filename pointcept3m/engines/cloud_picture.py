@@ -97,10 +97,10 @@ def plan_angle(coord: NDArray) -> float:
 
 
 def choose_points(coord: NDArray, ceiling: str | float = "auto") -> NDArray[np.bool_]:
-    """[N] true for the points to show: those below the ceiling ("auto"), all ("keep"), or those below a height in metres.
+    """[N] true for the points to show: those below the ceiling ("auto"), all ("keep"), or those up to a height in metres above the floor.
 
     A few points far from all others, as a window lets through, are left out, so that the room fills the picture.
-    Raises: ValueError for another word, or a height below every point.
+    Raises: ValueError for another word, or a height that is not positive.
     """
     coord = np.asarray(coord, np.float64)
     low, high = np.quantile(coord, [0.002, 0.998], axis=0)
@@ -112,10 +112,9 @@ def choose_points(coord: NDArray, ceiling: str | float = "auto") -> NDArray[np.b
         return near & below_ceiling(coord)
     if isinstance(ceiling, str):
         raise ValueError(f"ceiling must be 'auto', 'keep' or a height in metres, got {ceiling!r}")
-    shown = near & (coord[:, 2] < ceiling)
-    if not shown.any():
-        raise ValueError(f"the ceiling is cut at {ceiling:g} m and no point lies below; they lie at {coord[:, 2].min():.2f} m and above")
-    return shown
+    if not ceiling > 0:
+        raise ValueError(f"ceiling: wanted metres above the floor, more than 0, got {ceiling:g}")
+    return near & (coord[:, 2] <= low[2] + ceiling)
 
 
 def below_ceiling(coord: NDArray) -> NDArray[np.bool_]:

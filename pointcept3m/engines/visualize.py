@@ -23,6 +23,7 @@ from pointcept3m.engines.predictor import Predictor, load
 from pointcept3m.engines.scene_files import SEGMENTS, PointScene, open_scenes, segment_asset_of
 from pointcept3m.utils import palette
 from pointcept3m.utils.config import Config
+from pointcept3m.utils.files import near_files
 from pointcept3m.utils.registry import near_names
 
 Say = Callable[[str], None]
@@ -63,12 +64,13 @@ def run_visualize(arguments: argparse.Namespace, say: Say = print) -> list[Path]
     Raises: FileNotFoundError, ValueError, ImportError, OSError for what cannot work, before any feature is computed.
     """
     kinds = read_kinds(arguments.color)
+    check_arguments(arguments, kinds)
     out = writable_folder(arguments.out)
     if "umap" in kinds:
         embedding.import_umap()
     model = open_model(kinds, arguments)
     scenes = open_scenes(arguments.scene, segment_asset_of(model.cfg), arguments)
-    queries, others = read_queries(arguments.query, scenes, kinds, lambda path: open_scenes([path], None, arguments)[0])
+    queries, others = read_queries(arguments.query, scenes, lambda path: open_scenes([path], None, arguments)[0])
     check_scenes(kinds, scenes, others, model)
     for scene in [*scenes, *others]:
         for note in scene.notes:
@@ -120,6 +122,32 @@ def read_kinds(words: Sequence[str]) -> list[str]:
     return kinds
 
 
+def check_arguments(arguments: argparse.Namespace, kinds: Sequence[str]) -> None:
+    """Raises ValueError or FileNotFoundError for what can be told to be wrong without opening anything."""
+    for path in arguments.scene:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such scene; {near_files(path)}")
+    for name, least in (("size", 64), ("max_voxels", 1), ("umap_points", 10)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(arguments, name)}")
+    if arguments.point_size is not None and not arguments.point_size > 0:
+        raise ValueError(f"--point-size must be positive metres, got {arguments.point_size}")
+    if not isinstance(arguments.ceiling, str) and not arguments.ceiling > 0:
+        raise ValueError(f"--ceiling: wanted auto, keep or metres above the floor, got {arguments.ceiling}")
+    if arguments.range is not None and not arguments.range[0] < arguments.range[1]:
+        raise ValueError(f"--range: wanted LOW,HIGH with LOW below HIGH, got {arguments.range}")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {arguments.device}: not to be had here ({str(error).splitlines()[0]})") from error
+    if "similarity" in kinds and not arguments.query:
+        raise ValueError("--color similarity needs --query, a point of the first scene: --query INDEX, --query x,y,z or --query SCENE:INDEX")
+    if arguments.query and "similarity" not in kinds:
+        raise ValueError("--query chooses a point for --color similarity, which was not asked for")
+    for word in arguments.query:
+        _read_spot(word)
+
+
 def writable_folder(path: str | Path) -> Path:
     """The folder, made where it is not there. Raises OSError that names it where nothing can be written into it."""
     path = Path(path)
@@ -133,7 +161,7 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def read_queries(
-    words: Sequence[str], scenes: Sequence[PointScene], kinds: Sequence[str], open_other: Callable[[str], PointScene]
+    words: Sequence[str], scenes: Sequence[PointScene], open_other: Callable[[str], PointScene]
 ) -> tuple[list[Query], list[PointScene]]:
     """The chosen points, and scenes that only hold such points.
 
@@ -142,16 +170,12 @@ def read_queries(
 
     Raises: ValueError for another form, a row beyond the scene, or a place with no point near it.
     """
-    if "similarity" in kinds and not words:
-        raise ValueError(f"--color similarity needs --query, e.g. --query {scenes[0].name}:{len(scenes[0]) // 2} or --query 1.0,2.0,0.5")
-    if words and "similarity" not in kinds:
-        raise ValueError("--query chooses a point for --color similarity, which was not asked for")
     by_name = {scene.name: scene for scene in scenes}
     by_path = {str(Path(scene.path).resolve()): scene for scene in scenes}
     queries, others = [], []
     for word in words:
-        place, colon, spot = word.rpartition(":")
-        scene = scenes[0] if not colon else by_name.get(place) or by_path.get(str(Path(place).resolve()))
+        place, spot = _read_spot(word)
+        scene = scenes[0] if not place else by_name.get(place) or by_path.get(str(Path(place).resolve()))
         if scene is None:
             if not Path(place).exists():
                 raise ValueError(f"--query {word}: {place!r} is neither one of the scenes nor a path; {near_names(place, by_name)}")
@@ -163,20 +187,31 @@ def read_queries(
     return queries, others
 
 
-def query_row(word: str, spot: str, scene: PointScene) -> int:
-    """The row of `scene` that `spot`, "INDEX" or "x,y,z" in the file's own coordinates, means; `word` is quoted in errors."""
-    if re.fullmatch(r"[+-]?\d+", spot):
-        row = int(np.searchsorted(scene.rows, int(spot)))
-        if row == len(scene) or scene.rows[row] != int(spot):
-            raise ValueError(f"--query {word}: {scene.name} has finite points in rows {scene.rows[0]} to {scene.rows[-1]}, none in {spot}")
-        return row
+def _read_spot(word: str) -> tuple[str, int | NDArray[np.float64]]:
+    """The scene in a query ("" for the first one) and the row or place [3] there. Raises ValueError for another form."""
+    place, _, spot = word.rpartition(":")
+    if re.fullmatch(r"\d+", spot):
+        return place, int(spot)
     try:
-        place = np.array([float(part) for part in spot.split(",")])
+        values = np.array([float(part) for part in spot.split(",")])
     except ValueError:
-        place = np.zeros(0)
-    if place.shape != (3,) or not np.isfinite(place).all():
+        values = np.zeros(0)
+    if values.shape != (3,) or not np.isfinite(values).all():
         raise ValueError(f"--query {word}: wanted INDEX, x,y,z, SCENE:INDEX or SCENE:x,y,z, got {spot!r}")
-    distance = np.linalg.norm(scene.original_coord - place, axis=1)
+    return place, values
+
+
+def query_row(word: str, spot: int | NDArray[np.float64], scene: PointScene) -> int:
+    """The row of `scene` that a row or place [3] of its file means; `word` is quoted in errors.
+
+    Raises: ValueError for a row that the file does not have, or a place with no point near it.
+    """
+    if isinstance(spot, int):
+        row = int(np.searchsorted(scene.rows, spot))
+        if row == len(scene) or scene.rows[row] != spot:
+            raise ValueError(f"--query {word}: {scene.name} has points in rows {scene.rows[0]} to {scene.rows[-1]}, none in row {spot}")
+        return row
+    distance = np.linalg.norm(scene.original_coord - spot, axis=1)
     row = int(distance.argmin())
     if distance[row] * scene.unit > MAX_QUERY_DISTANCE:
         low, high = (", ".join(f"{v:.2f}" for v in end) for end in (scene.original_coord.min(0), scene.original_coord.max(0)))
@@ -345,7 +380,7 @@ def write_results(
     written: list[Path] = []
     rows, letters = [], max(12, arguments.size // 36)
     for number, scene in enumerate(scenes):
-        images = scene_pictures(scene, [(c.colors[number], c) for c in colorings], arguments)
+        images = scene_pictures(scene, [(c.colors[number], c) for c in colorings], arguments, say)
         rows.append((scene.name, sheet.crop_together(images)))
         for coloring, image in zip(colorings, rows[-1][1], strict=True):
             stem = out / f"{scene.name}_{coloring.name}"
@@ -361,18 +396,24 @@ def write_results(
     return written
 
 
-def scene_pictures(scene: PointScene, colored: Sequence[tuple[NDArray, Coloring]], arguments: argparse.Namespace) -> list[NDArray[np.uint8]]:
+def scene_pictures(
+    scene: PointScene, colored: Sequence[tuple[NDArray, Coloring]], arguments: argparse.Namespace, say: Say
+) -> list[NDArray[np.uint8]]:
     """The scene from one camera in each of the colours; the query is marked by a red cross where it is in this scene."""
     seen = cloud_picture.choose_points(scene.coord, arguments.ceiling)
     height = arguments.size * 3 // 4
     camera = cloud_picture.looking(arguments.view, scene.coord[seen], (height, arguments.size), arguments.azimuth)
-    seen[seen] = cloud_picture.facing(scene.coord[seen], None if scene.normal is None else scene.normal[seen], camera, scene.estimated_normals)
+    normal = None if scene.normal is None else scene.normal[seen]
+    seen[seen] = cloud_picture.facing(scene.coord[seen], normal, camera, scene.estimated_normals)
     picture = cloud_picture.Picture(scene.coord[seen], camera, arguments.point_size)
     queries = [coloring.query for _, coloring in colored if coloring.query is not None and coloring.query.scene is scene]
+    for query in queries:
+        if not seen[query.row]:
+            say(f"{scene.name}: the query is on a wall or ceiling that the picture leaves out; --azimuth or --ceiling keep show it")
     images = []
     for color, coloring in colored:
         image = picture.draw(color[seen])
-        marks = queries if coloring.name == "rgb" else [q for q in queries if q is coloring.query]
+        marks = queries if coloring.name == "rgb" else [query for query in queries if query is coloring.query]
         for query in marks:
             (x, y), _ = (value[0] for value in camera.project(scene.coord[query.row : query.row + 1]))
             image = sheet.draw_cross(image, x, y)
