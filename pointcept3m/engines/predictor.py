@@ -26,6 +26,7 @@ from pointcept3m.engines.loader import to_device
 from pointcept3m.engines.prediction import Prediction
 from pointcept3m.engines.scan_input import ScanInput, scan_input
 from pointcept3m.engines.step import Precision
+from pointcept3m.engines.testers.semseg import share_rulebooks
 from pointcept3m.engines.votes import InstanceMerge, Votes
 from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.structures.keys import index_operator
@@ -211,7 +212,9 @@ class _Run:
         for chain in self.chains:
             # an augmentation may turn the scan, and then the grids of tiles do not match anyway
             view = chain({key: _copy(value) for key, value in part.items()}) if chain is not None else dict(part)
+            voxels: dict[str, Any] = {}
             for batch, index, inverse in self._batches(view, turns, low if chain is None else None):
+                share_rulebooks(batch, voxels)
                 output = self._forward(batch)
                 probability = output["seg_logits"].float().softmax(-1).cpu()
                 ends = [0, *batch["offset"].tolist()]

@@ -155,7 +155,7 @@ class SemSegTester(TesterBase):
         voxels: dict[str, Any] = {}
         for part in self._batches(fragments, mode):
             batch = to_device(collate_fn(part), self.device)
-            _share_rulebooks(batch, voxels)
+            share_rulebooks(batch, voxels)
             with self.precision.autocast():
                 output = self.model(batch)
             logits = self._checked(output, batch, num_classes, sample.get("name"))
@@ -357,7 +357,7 @@ def _one_by_one(loader: Any) -> Iterator[Mapping[str, Any]]:
             yield samples.pop(0)
 
 
-def _share_rulebooks(batch: dict[str, Any], last: dict[str, Any]) -> None:
+def share_rulebooks(batch: dict[str, Any], last: dict[str, Any]) -> None:
     """Gives a batch the rulebooks of the `last` one, if it has the same voxels in the same order.
 
     The fragments of an augmentation do: they differ in which point stands for a voxel. Sparse backbones keep their
