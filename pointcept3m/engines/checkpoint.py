@@ -4,7 +4,7 @@ import logging
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -318,7 +318,8 @@ def save_training(trainer: Any, folder: str | Path, is_best: bool = False, copy_
     epoch_done: as in `training_state`. is_best: makes them `model_best.*` as well. copy_as: keeps a further copy under this name. Every file is replaced
     in one rename. All ranks call it together.
 
-    Raises: FloatingPointError where a parameter is not finite; OSError of the disk. The files are as before then.
+    Raises: FloatingPointError where a parameter is not finite; OSError of the disk, as a sentence that says what is
+    still there. The files are as before then.
     """
     model = unwrap(trainer.model)
     check_finite(model)
@@ -329,16 +330,53 @@ def save_training(trainer: Any, folder: str | Path, is_best: bool = False, copy_
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    last = folder / f"{LAST}.pth"
-    atomic_write(last, lambda stream: torch.save(state, stream))
-    weights = folder / f"{LAST}.safetensors"
-    save_weights(model, weights, {"config": state["config"], "epoch": str(state["epoch"]), "global_step": str(state["global_step"])})
-    if copy_as:
-        atomic_copy(last, folder / f"{copy_as}.pth")
-    if is_best:
-        atomic_copy(last, folder / f"{BEST}.pth")
-        atomic_copy(weights, folder / f"{BEST}.safetensors")
+    last, weights = folder / f"{LAST}.pth", folder / f"{LAST}.safetensors"
+    try:
+        atomic_write(last, lambda stream: _save_watched(state, stream))
+        save_weights(model, weights, {"config": state["config"], "epoch": str(state["epoch"]), "global_step": str(state["global_step"])})
+        if copy_as:
+            atomic_copy(last, folder / f"{copy_as}.pth")
+        if is_best:
+            atomic_copy(last, folder / f"{BEST}.pth")
+            atomic_copy(weights, folder / f"{BEST}.safetensors")
+    except OSError as error:
+        raise type(error)(error.errno, _disk_message(folder, state, error)) from error
     return last
+
+
+def _save_watched(state: Mapping[str, Any], stream: BinaryIO) -> None:
+    """torch.save that raises the disk's own error; torch reports a failed write as one of its own, about positions."""
+    failed: list[OSError] = []
+
+    class Watched:
+        def write(self, data: Any) -> int:
+            try:
+                return stream.write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        def flush(self) -> None:
+            stream.flush()
+
+    try:
+        torch.save(dict(state), Watched())
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
+
+
+def _disk_message(folder: Path, state: Mapping[str, Any], error: OSError) -> str:
+    last = folder / f"{LAST}.pth"
+    kept = "there is none from before"
+    if last.is_file():
+        step = read_checkpoint(last, mmap=True).get("global_step")
+        kept = f"{last} of step {step} is whole" if step is not None else f"{last} is whole"
+    return (
+        f"checkpoint of step {state['global_step']}: {folder} cannot be written to ({error.strerror or error}); {kept}. "
+        f"Make room, then continue with --resume"
+    )
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

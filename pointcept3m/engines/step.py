@@ -39,6 +39,18 @@ class Precision:
             yield
 
 
+def explained(error: Exception) -> Exception:
+    """`error`, or for what torch says of a batch norm without two values to compare, a sentence about scenes."""
+    if "Expected more than 1 value per channel" not in str(error):
+        return error
+    sentence = ValueError(
+        "model: a batch norm was given a single voxel, of which there is no variance: the scenes of this batch are too small "
+        "together; take them out of the data, or raise batch_size so that they stand beside others"
+    )
+    sentence.__cause__ = error
+    return sentence
+
+
 def scalars_of(output: Mapping[str, Any]) -> dict[str, float]:
     """The single numbers among a model's outputs, as floats."""
     tensors = {name: value for name, value in output.items() if isinstance(value, Tensor) and value.numel() == 1}

@@ -294,8 +294,9 @@ class DefaultTrainer(TrainerBase):
             with self.precision.autocast():
                 output = self.model(batch)
         except Exception as error:
+            error = step.explained(error)
             add_note(error, f"at {self.where()}, batch {batch_names(batch)}")
-            raise
+            raise error
         step.check_output(output)
         self.comm_info["model_output_dict"] = output
         self.comm_info["scalars"] = step.scalars_of(output)
@@ -414,7 +415,8 @@ class DefaultTrainer(TrainerBase):
             with preserved_rng():
                 path = save_training(self, Path(self.save_path) / "model")
         except Exception as second:  # a full disk, say: the error that came first is the one to tell
-            add_note(error, f"the state after step {self.global_step} could not be saved ({type(second).__name__}: {second})")
+            if str(second) != str(error):
+                add_note(error, f"the state after step {self.global_step} could not be saved ({type(second).__name__}: {second})")
             return
         note = f"the state after step {self.global_step} is saved in {path}; continue with --resume"
         add_note(error, note)
