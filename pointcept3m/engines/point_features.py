@@ -106,9 +106,15 @@ def input_recipe(cfg: Config) -> InputRecipe:
 
 
 def _flat_steps(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The transform configs of a data set in the order in which a sample meets them, nested ones included."""
+    """The transform configs of a data set in the order in which a sample meets them, nested ones included.
+
+    Of a pair of views the first is looked at, of data sets put together likewise.
+    """
+    if entry.get("datasets"):
+        yield from _flat_steps(entry["datasets"][0])
+        return
     test = entry.get("test_cfg") or {}
-    stages = [entry.get("transform") or (), [test.get("voxelize")], test.get("post_transform") or ()]
+    stages = [entry.get("transform") or entry.get("view1_transform") or (), [test.get("voxelize")], test.get("post_transform") or ()]
     for step in (step for stage in stages for step in stage if isinstance(step, Mapping) and "type" in step):
         yield from step.get("view_trans_cfg", ())
         yield step

@@ -90,7 +90,11 @@ def open_scene(path: str | Path, segment_asset: str | None, arguments: argparse.
     cloud = read_cloud(path, **({"up_axis": arguments.up_axis} if path.is_dir() else {}))
     scan = prepare_scan(cloud, scan_options(arguments))
     is_folder = (path / "coord.npy").is_file()
-    plain = ("unit: ", "up is ", "colours: 0..255", "normals: the file's;") if is_folder else ()
+    # a scene folder says all this by its layout, except that normals are computed where it has none
+    told = ("unit: ", "up is ", "colours: 0..255") if is_folder else ()
+    notes = [note for note in scan.guesses if not note.startswith(told) and (cloud.color is not None or not note.startswith("colours"))]
+    if is_folder:
+        notes = [note for note in notes if not note.startswith("normals: ") or "estimated" in note]
     return PointScene(
         name=path.resolve().stem if path.is_file() else path.resolve().name,
         path=path,
@@ -101,7 +105,7 @@ def open_scene(path: str | Path, segment_asset: str | None, arguments: argparse.
         normal=scan.normal,
         estimated_normals=cloud.normal is None or arguments.normals == "estimate",
         segment=_read_segment(path, segment_asset, scan.valid) if is_folder else None,
-        notes=[note for note in scan.guesses if not note.startswith(plain) and (cloud.color is not None or not note.startswith("colours"))],
+        notes=notes,
     )
 
 
