@@ -22,7 +22,7 @@ def command(*words: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "pointcept3m.cli", *words], capture_output=True, text=True, env=environment, timeout=120)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["check", "--help"], ["report", "--help"], ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["check", "--help"], ["report", "--help"], ["predict", "--help"], ["--version"]])
 def test_help_answers_in_half_a_second(words):
     durations = []
     for _ in range(3):  # the best of three: other processes may use the machine
