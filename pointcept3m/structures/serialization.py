@@ -70,7 +70,7 @@ def _spread(value: Tensor) -> Tensor:
 
 def _hilbert(code: Tensor, levels: int) -> Tensor:
     """From Z-order codes of `levels` levels, a multiple of 4, to Hilbert codes: four levels a look into the table."""
-    table = _hilbert_table().to(code.device)
+    table = _hilbert_table(code.device)
     bits = 3 * _STRIDE
     out, state = torch.zeros_like(code), torch.zeros_like(code)
     for shift in range(3 * levels - bits, -1, -bits):
@@ -81,7 +81,7 @@ def _hilbert(code: Tensor, levels: int) -> Tensor:
 
 
 @cache
-def _hilbert_table() -> Tensor:
+def _hilbert_table(device: torch.device) -> Tensor:
     """int32 [states * 8^4]: at state * 8^4 + (Z-order digits), next state * 8^4 + (Hilbert digits), for four levels."""
     digit, follow = _hilbert_automaton()
     digit, follow = torch.tensor(digit), torch.tensor(follow)
@@ -91,7 +91,7 @@ def _hilbert_table() -> Tensor:
     for level in reversed(range(_STRIDE)):
         octant = (octants >> 3 * level & 7).expand_as(state)
         out, state = out << 3 | digit[state, octant], follow[state, octant]
-    return (state << 3 * _STRIDE | out).int().flatten()
+    return (state << 3 * _STRIDE | out).int().flatten().to(device)
 
 
 def _hilbert_automaton() -> tuple[list[list[int]], list[list[int]]]:
