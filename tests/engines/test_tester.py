@@ -1,11 +1,13 @@
 """Tests by voting: every point gets its fragments' votes, nothing old is reused, and the scores are a run's own."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from pointcept3m.engines.protocol import points_scored
 from pointcept3m.engines.testers import TESTERS, SemSegTester
 
 
@@ -97,3 +99,25 @@ def test_errors(toy, run, tmp_path):
         make_tester(toy, run, data=data).test()
     with pytest.raises(KeyError, match="data.num_classes is missing"):
         make_tester(toy, run, data=dict(test=dict(type="ToyScenes", fragments=True))).test()
+
+
+def test_every_score_of_a_training_says_its_protocol(toy, train, tmp_path):
+    hooks = [*toy.toy_config(tmp_path)["hooks"], dict(type="PreciseEvaluator"), dict(type="MetricsWriter")]
+    train(toy.toy_config(tmp_path / "run", hooks=hooks))
+    written = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert written["protocol"] == {
+        "val": "one forward a scene, no votes, scored on 48 raw points",
+        "test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points",
+    }
+    assert {"mIoU", "test_mIoU"} <= set(written["metrics"])
+    log = (tmp_path / "run/train.log").read_text()
+    assert re.search(r"validation: .*\(one forward a scene, no votes, scored on 48 raw points\)", log)
+    assert len(re.findall(r"epoch \d/2 done, .*; peak memory [\d,]+ MiB.* so far with batch_size 2", log)) == 2
+
+
+def test_what_the_scored_points_are():
+    """Raw points, those a grid keeps, or all of them through their voxel: three different numbers on the same data."""
+    grid = dict(type="GridSample", grid_size=0.02, mode="train")
+    assert points_scored({}, 1234, False) == "1,234 raw points"
+    assert points_scored(dict(transform=[dict(type="CenterShift"), grid]), 1234, False) == "1,234 points that GridSample of 0.02 m keeps"
+    assert points_scored(dict(transform=[grid]), 1234, True) == "1,234 raw points, each with the prediction of its voxel"

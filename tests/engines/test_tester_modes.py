@@ -226,11 +226,11 @@ def test_fast_batches_are_bounded(root, model, tmp_path, monkeypatch):
     tester = make(root, tmp_path, model, mode="fast")
     sample = tester.test_loader.dataset.dataset.dataset[0]
     size = len(sample["fragment_list"][0]["index"])
-    monkeypatch.setattr(semseg, "FAST_POINTS", 2 * size)
+    monkeypatch.setitem(semseg.FAST_POINTS, "cpu", 2 * size)
     sizes = [len(part) for part in tester._batches(sample["fragment_list"], "fast")]
     assert max(sizes) == 2 and sum(sizes) == len(sample["fragment_list"]) and set(sizes[:-1]) == {2}
     two = tester.predict(sample, CLASSES)[0]
-    monkeypatch.setattr(semseg, "FAST_POINTS", 1)
+    monkeypatch.setitem(semseg.FAST_POINTS, "cpu", 1)
     assert {len(part) for part in tester._batches(sample["fragment_list"], "fast")} == {1}
     assert torch.equal(two, tester.predict(sample, CLASSES)[0])
 
