@@ -147,6 +147,47 @@ def test_spconv_runs_the_same_network():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.long
+def test_a_checkpoint_made_with_spconv_gives_its_logits(tmp_path):
+    """Pointcept's network of spconv's own modules, saved as DDP saves it; ours loads it whole and scores alike."""
+    pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
+    from pointcept3m.engines.checkpoint import load_weights
+    from tests.models.peer_spunet import PeerSpUNet
+
+    peer = PeerSpUNet(6, 20).eval()
+    for module in peer.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+    state = {f"module.backbone.{name}": value for name, value in peer.state_dict().items()}
+    assert len(state) == 356 and sum(p.numel() for p in peer.parameters()) == 39_157_844
+    torch.save({"epoch": 100, "state_dict": state}, tmp_path / "model_best.pth")
+    model = build_model(
+        dict(
+            type="DefaultSegmentor",
+            backbone=dict(type="SpUNet-v1m1", in_channels=6, num_classes=20),
+            criteria=[dict(type="CrossEntropyLoss", ignore_index=-1)],
+        )
+    ).eval()
+    load_weights(model, tmp_path / "model_best.pth")
+    clouds = [torch.randint(0, size, (count, 3)).unique(dim=0) for size, count in ((20, 600), (27, 500))]
+    clouds = [cloud[torch.randperm(len(cloud))] for cloud in clouds]
+    offset = torch.tensor([len(cloud) for cloud in clouds]).cumsum(0)
+    batch = dict(grid_coord=torch.cat(clouds), feat=torch.randn(int(offset[-1]), 6), offset=offset)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # spconv's CPU path is not reliable with more
+    try:
+        with torch.no_grad():
+            theirs = peer(batch["grid_coord"], batch["feat"], torch.arange(2).repeat_interleave(offset.diff(prepend=torch.zeros(1).long())))
+            ours = model(batch)["seg_logits"]
+    finally:
+        torch.set_num_threads(threads)
+    assert theirs.abs().max() > 0.05
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_bad_input_is_named():
     model, batch = small(), make_input()
     with pytest.raises(KeyError, match="lacks offset"):
