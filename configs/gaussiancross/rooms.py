@@ -3,29 +3,16 @@
 The rooms come from `python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6` (`pointcept3m demo` does it by itself).
 """
 
-_base_ = ["../_base_/default_runtime.py"]
+_base_ = ["../_base_/rooms.py"]
 
-batch_size = 2
-num_worker = 1
 epoch = 24
 eval_epoch = 4
-seed = 0
-clip_grad = 1.0
 
 grid_size = 0.06
 image_size = (96, 128)
 
 model = dict(
     type="GaussianCross-v1m1",
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=0,
-        channels=(16, 32, 48, 64, 64, 48, 32, 32),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-        base_channels=16,
-    ),
-    backbone_out_channels=32,
     # Trained with class names on other rooms, as the foundation models it stands for were on captions; "geometric" is
     # the teacher that has seen no label.
     teacher=dict(type="PocketTeacher", name="text"),
@@ -40,14 +27,8 @@ model = dict(
     feature_weight=4.0,
 )
 
-optimizer = dict(type="AdamW", lr=6e-3, weight_decay=0.01)
-scheduler = dict(type="OneCycleLR", max_lr=6e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
+optimizer = dict(weight_decay=0.01)
 
-data_root = "data/rooms"
-class_names = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk",
-    "curtain", "refrigerator", "toilet", "sink", "bathtub", "otherfurniture",
-)  # fmt: skip
 view_keys = ("coord", "grid_coord", "name", "view_name", "rgb", "depth", "intrinsic", "extrinsic")
 sample = [
     dict(type="CenterShift", apply_z=True),
@@ -57,14 +38,14 @@ sample = [
 ]
 labelled = dict(
     type="RoomsDataset",
-    data_root=data_root,
+    data_root="{{ _base_.data_root }}",
     transform=[*sample, dict(type="Collect", keys=("coord", "grid_coord", "segment"), feat_keys=("color", "normal"))],
 )
 
 heldout_views = dict(
     type="RoomsRGBDDataset",
     split="val",
-    data_root=data_root,
+    data_root="{{ _base_.data_root }}",
     num_cameras=3,
     image_size=image_size,
     view_split="heldout",
@@ -76,7 +57,7 @@ data = dict(
     train=dict(
         type="RoomsRGBDDataset",
         split="train",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         num_cameras=3,
         image_size=image_size,
         view_split="train",
@@ -106,7 +87,7 @@ hooks = [
         type="LinearProbe",
         train=dict(**labelled, split="train"),
         val=dict(**labelled, split="val"),
-        class_names=class_names,
+        class_names="{{ _base_.class_names }}",
     ),
     dict(type="CheckpointSaver", save_freq=None),
     dict(type="MetricsWriter"),

@@ -6,34 +6,16 @@ smaller here: on a grid of 0.06 m an object has a ninth of the points that it ha
 two minutes on one core.
 """
 
-_base_ = ["../_base_/default_runtime.py"]
+_base_ = ["../_base_/rooms.py"]
 
-batch_size = 2
-num_worker = 1
 epoch = 24
 eval_epoch = 4
-seed = 0
-clip_grad = 1.0
 
-data_root = "data/rooms"
 grid_size = 0.06
-class_names = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk",
-    "curtain", "refrigerator", "toilet", "sink", "bathtub", "otherfurniture",
-)  # fmt: skip
 segment_ignore_index = (-1, 0, 1)
 
 model = dict(
     type="PG-v1m1",
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=0,
-        base_channels=16,
-        channels=(16, 32, 48, 64, 64, 48, 32, 32),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-    ),
-    backbone_out_channels=32,
     semantic_num_classes=19,
     semantic_ignore_index=-1,
     segment_ignore_index=segment_ignore_index,
@@ -45,9 +27,6 @@ model = dict(
     voxel_size=grid_size,
 )
 
-optimizer = dict(type="AdamW", lr=6e-3, weight_decay=0.05)
-scheduler = dict(type="OneCycleLR", max_lr=6e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
-
 normalize = dict(type="NormalizeColor", mode="minus_one_one")
 parser = dict(type="InstanceParser", segment_ignore_index=segment_ignore_index, instance_ignore_index=-1)
 feat_keys = ("color", "normal")
@@ -55,7 +34,7 @@ keys = ("coord", "grid_coord", "segment", "instance", "instance_centroid", "name
 heldout = dict(
     type="RoomsDataset",
     split="val",
-    data_root=data_root,
+    data_root="{{ _base_.data_root }}",
     transform=[
         dict(type="CenterShift", apply_z=True),
         dict(type="Copy", keys_dict={"segment": "origin_segment", "instance": "origin_instance"}),
@@ -71,11 +50,11 @@ heldout = dict(
 data = dict(
     num_classes=19,
     ignore_index=-1,
-    names=class_names,
+    names="{{ _base_.class_names }}",
     train=dict(
         type="RoomsDataset",
         split="train",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         transform=[
             dict(type="CenterShift", apply_z=True),
             dict(type="RandomDropout", dropout_ratio=0.2, dropout_application_ratio=0.5),

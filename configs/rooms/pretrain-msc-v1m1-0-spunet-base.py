@@ -4,30 +4,17 @@ The same backbone, rooms, number of steps and probe as there. What follows the g
 0.02 m is three times as large as in Pointcept's configuration: the cells of the mask, the radius of matches.
 """
 
-_base_ = ["../_base_/default_runtime.py"]
+_base_ = ["../_base_/rooms.py"]
 
-batch_size = 2
-num_worker = 1
 epoch = 24
 eval_epoch = 4
-seed = 0
-clip_grad = 1.0
 evaluate = False  # there is no score of its own; the probe judges
 
 grid_size = 0.06
 
 model = dict(
     type="MSC-v1m1",
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=0,
-        channels=(16, 32, 48, 64, 64, 48, 32, 32),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-        base_channels=16,
-    ),
     backbone_in_channels=6,
-    backbone_out_channels=32,
     mask_grid_size=0.3,
     mask_rate=0.4,
     view1_mix_prob=0.8,
@@ -42,17 +29,11 @@ model = dict(
     reconstruct_normal=False,
 )
 
-optimizer = dict(type="AdamW", lr=6e-3, weight_decay=0.01)
-scheduler = dict(type="OneCycleLR", max_lr=6e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
+optimizer = dict(weight_decay=0.01)
 
-data_root = "data/rooms"
-class_names = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk",
-    "curtain", "refrigerator", "toilet", "sink", "bathtub", "otherfurniture",
-)  # fmt: skip
 labelled = dict(
     type="RoomsDataset",
-    data_root=data_root,
+    data_root="{{ _base_.data_root }}",
     transform=[
         dict(type="CenterShift", apply_z=True),
         dict(type="GridSample", grid_size=grid_size, mode="train", return_grid_coord=True),
@@ -67,7 +48,7 @@ data = dict(
     train=dict(
         type="RoomsDataset",
         split="train",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         transform=[
             dict(type="CenterShift", apply_z=True),
             dict(type="RandomScale", scale=[0.9, 1.1]),
@@ -109,7 +90,7 @@ hooks = [
         type="LinearProbe",
         train=dict(**labelled, split="train"),
         val=dict(**labelled, split="val"),
-        class_names=class_names,
+        class_names="{{ _base_.class_names }}",
     ),
     dict(type="CheckpointSaver", save_freq=None),
     dict(type="MetricsWriter"),

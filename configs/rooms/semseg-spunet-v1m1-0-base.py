@@ -5,42 +5,21 @@ The network and its input are those of configs/gaussiancross/rooms.py. 192 steps
 the validation; `sh tools/test.sh -d rooms -n NAME` votes over four rotations.
 """
 
-_base_ = ["../_base_/default_runtime.py"]
+_base_ = ["../_base_/rooms.py"]
 
-batch_size = 2
-num_worker = 1
 epoch = 12
 eval_epoch = 2
-seed = 0
-clip_grad = 1.0
 
-data_root = "data/rooms"
 grid_size = 0.06
-class_names = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk",
-    "curtain", "refrigerator", "toilet", "sink", "bathtub", "otherfurniture",
-)  # fmt: skip
 
 model = dict(
     type="DefaultSegmentorV2",
     num_classes=19,
-    backbone_out_channels=32,
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=0,
-        base_channels=16,
-        channels=(16, 32, 48, 64, 64, 48, 32, 32),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-    ),
     criteria=[
         dict(type="CrossEntropyLoss", loss_weight=1.0, ignore_index=-1),
         dict(type="LovaszLoss", mode="multiclass", loss_weight=1.0, ignore_index=-1),
     ],
 )
-
-optimizer = dict(type="AdamW", lr=6e-3, weight_decay=0.05)
-scheduler = dict(type="OneCycleLR", max_lr=6e-3, pct_start=0.1, anneal_strategy="cos", div_factor=10.0, final_div_factor=100.0)
 
 normalize = dict(type="NormalizeColor", mode="minus_one_one")
 feat_keys = ("color", "normal")
@@ -48,11 +27,11 @@ feat_keys = ("color", "normal")
 data = dict(
     num_classes=19,
     ignore_index=-1,
-    names=class_names,
+    names="{{ _base_.class_names }}",
     train=dict(
         type="RoomsDataset",
         split="train",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         transform=[
             dict(type="CenterShift", apply_z=True),
             dict(type="RandomDropout", dropout_ratio=0.2, dropout_application_ratio=0.2),
@@ -76,7 +55,7 @@ data = dict(
     val=dict(
         type="RoomsDataset",
         split="val",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         transform=[
             dict(type="CenterShift", apply_z=True),
             dict(type="Copy", keys_dict={"segment": "origin_segment"}),
@@ -94,7 +73,7 @@ data = dict(
     test=dict(
         type="RoomsDataset",
         split="val",
-        data_root=data_root,
+        data_root="{{ _base_.data_root }}",
         transform=[dict(type="CenterShift", apply_z=True), normalize],
         test_mode=True,
         test_cfg=dict(
