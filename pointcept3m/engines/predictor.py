@@ -194,15 +194,20 @@ class _Run:
         most = self.fragments or MAX_FRAGMENTS
         turns = [int(min(most, counts[inverse[tile.rows]].max())) for tile in tiles]
         lowest = [cells[tile.rows].min(axis=0) for tile in tiles]
-        fullest = int(counts.max())
-        self.say(
-            f"{len(counts):,} voxels of {self.input.voxelize.grid_size} m"
-            + (f", in {len(tiles)} boxes of at most {self.max_points:,} that overlap by {2 * self.overlap:g} m (--max-points, --overlap)" if len(tiles) > 1 else "")
-            + f"; mode {self.mode} (--mode): {sum(turns) * len(self.chains)} passes, since a voxel holds up to {fullest} points (--fragments 1: {len(tiles) * len(self.chains)})"
-        )
+        self._tell(len(counts), int(counts.max()), len(tiles), sum(turns), most)
+        return tiles, lowest, turns
+
+    def _tell(self, num_voxels: int, fullest: int, num_tiles: int, turns: int, most: int) -> None:
+        words = f"{num_voxels:,} voxels of {self.input.voxelize.grid_size} m"
+        if num_tiles > 1:
+            words += f", in {num_tiles} boxes of at most {self.max_points:,} that overlap by {2 * self.overlap:g} m (--max-points, --overlap)"
+        views, least = len(self.chains), num_tiles * len(self.chains)
+        words += f"; mode {self.mode} (--mode): {turns * views} pass{'es' if turns * views > 1 else ''}"
+        if turns * views > least:
+            words += f", since a voxel holds up to {fullest} points (--fragments 1 takes {least})"
+        self.say(words)
         if fullest > most > 1:
             self.say(f"voxels of more than {most} points: the rest of theirs get the voxel's class (--fragments)")
-        return tiles, lowest, turns
 
     def _tile(self, sample: DataDict, tile: Tile, low: NDArray, turns: int, progress: Progress) -> tuple[NDArray[np.float32], tuple]:
         """(probabilities [n, K] of the tile's points, its objects or ())."""
