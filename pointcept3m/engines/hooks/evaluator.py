@@ -19,7 +19,7 @@ from .builder import HOOKS
 
 def has_raw_points(batch: dict[str, Any]) -> bool:
     """Whether a batch carries the labels of the points that a grid dropped, and the way back to them."""
-    return "inverse" in batch and "origin_segment" in batch
+    return "origin_segment" in batch and ("inverse" in batch or {"origin_coord", "origin_offset"} <= batch.keys())
 
 
 def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -28,12 +28,12 @@ def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor
     Which prediction a raw point gets is `inverse`'s to say; without it, as in GaussianCross's S3DIS configs, that of the
     nearest point to `origin_coord`.
     """
-    if has_raw_points(batch):
+    if not has_raw_points(batch):
+        return pred, batch["segment"]
+    if "inverse" in batch:
         return pred[batch["inverse"]], batch["origin_segment"]
-    if "origin_coord" in batch and "origin_offset" in batch and "origin_segment" in batch:
-        nearest, _ = knn_query(1, batch["coord"].float(), batch["offset"], batch["origin_coord"].float(), batch["origin_offset"])
-        return pred[nearest[:, 0].long()], batch["origin_segment"]
-    return pred, batch["segment"]
+    nearest, _ = knn_query(1, batch["coord"].float(), batch["offset"], batch["origin_coord"].float(), batch["origin_offset"])
+    return pred[nearest[:, 0].long()], batch["origin_segment"]
 
 
 @HOOKS.register_module()
