@@ -240,7 +240,7 @@ class PointDataset(Dataset):
         """
         data = self.transform(data)
         result, seed = self._test_scene(data)
-        parts = [self._test_fragments(data, seed, part) for part in range(len(self.aug_transform))]
+        parts = [self._test_fragments(data, seed, part)[0] for part in range(len(self.aug_transform))]
         result["fragment_list"] = [fragment for part in parts for fragment in part]
         return result
 
@@ -253,19 +253,24 @@ class PointDataset(Dataset):
         whole = type(self).prepare_test_data is not PointDataset.prepare_test_data
         return 0 if whole or not (self.test_mode and self.test_cfg) else len(self.aug_transform)
 
-    def get_test_part(self, idx: int, part: int) -> DataDict:
+    def get_test_part(self, idx: int, part: int, most: int | None = None) -> DataDict:
         """Sample `idx` with the fragments of augmentation `part` alone; what is said once of a scene is in part 0.
 
         Whoever holds one part at a time needs memory for one augmentation's fragments. The parts are those of the
         whole sample where the generators start from the same state for each.
+
+        most: only so many fragments where a grid makes more, and in `voxel` [N] which row of theirs, the same in each,
+            is of the voxel of each point. (Not where test_cfg crops.)
         """
         data = self._read(idx)
         with _naming_scene(data):
             data = self.transform(data)
             result, seed = self._test_scene(data)
-            fragments = self._test_fragments(data, seed, part)
+            fragments, voxel = self._test_fragments(data, seed, part, most)
         if part > 0:
             result = {"name": result["name"]}
+        if voxel is not None:
+            result["voxel"] = voxel
         return {**result, "test_part": (part, len(self.aug_transform)), "fragment_list": fragments}
 
     def _test_scene(self, data: DataDict) -> tuple[DataDict, int]:
@@ -277,8 +282,11 @@ class PointDataset(Dataset):
             result.update(origin_segment=data.pop("origin_segment"), inverse=data.pop("inverse"))
         return result, int(np.random.randint(2**31))
 
-    def _test_fragments(self, data: DataDict, seed: int, part: int) -> list[DataDict]:
-        """The fragments of augmentation `part` of a scene, which draws from generators of its own."""
+    def _test_fragments(
+        self, data: DataDict, seed: int, part: int, most: int | None = None
+    ) -> tuple[list[DataDict], np.ndarray | None]:
+        """The fragments of augmentation `part` of a scene, which draws from generators of its own; and `voxel`."""
+        voxel = None
         with preserved_rng(mix_seed(seed, part)):
             augmented = self.aug_transform[part](copy.deepcopy(data))
             if self.test_voxelize is None:
@@ -288,7 +296,12 @@ class PointDataset(Dataset):
                 fragments = self.test_voxelize(augmented)
             if self.test_crop:
                 fragments = [self.test_crop(fragment) for fragment in fragments]
-            return [self.post_transform(fragment) for fragment in fragments]
+            elif most is not None and self.test_voxelize is not None:
+                voxel = np.empty(len(augmented["coord"]), dtype=np.int64)
+                for fragment in fragments:  # a fragment has one row of each voxel, in the order of voxels
+                    voxel[np.asarray(fragment["index"])] = np.arange(len(fragment["index"]))
+                fragments = fragments[:most]
+            return [self.post_transform(fragment) for fragment in fragments], voxel
 
 
 @contextmanager

@@ -23,10 +23,10 @@ def val_protocol(section: Mapping[str, Any], number: int, through_inverse: bool)
     return f"one forward a scene, no votes, scored on {points_scored(section, number, through_inverse)}"
 
 
-def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, forwards: int, scored: str) -> str:
+def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, forwards: int, where: str, scored: str) -> str:
     """The protocol of a test that adds up softmax; fragments and forwards are those of all `scenes` together.
 
-    augmentations: 0 where the data set does not tell.
+    augmentations: 0 where the data set does not tell. where: "at each point" or "in each voxel".
     """
     scenes = max(scenes, 1)
     if augmentations:
@@ -35,7 +35,7 @@ def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, fo
     else:
         cut = _count(fragments / scenes, "fragment")
     batched = "" if forwards == fragments else f" in {_count(forwards / scenes, 'forward')}"
-    return f"{mode}: {cut} a scene{batched}, softmax added up at each point, scored on {scored}"
+    return f"{mode}: {cut} a scene{batched}, softmax added up {where}, scored on {scored}"
 
 
 def _count(number: float, name: str) -> str:

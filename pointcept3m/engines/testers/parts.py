@@ -11,11 +11,11 @@ from pointcept3m.engines.loader import Key, build_loader
 class SceneParts(Dataset):
     """The scenes of `dataset` cut into parts: item `scene * num_parts + part`.
 
-    A part is what `dataset.get_test_part` gives; a data set without `num_test_parts`, or with 0, gives whole scenes.
+    most: see `PointDataset.get_test_part`. A part is what `dataset.get_test_part` gives; a data set without `num_test_parts`, or with 0, gives whole scenes.
     """
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, most: int | None = None):
+        self.dataset, self.most = dataset, most
         self.cut = getattr(dataset, "num_test_parts", 0) > 0
         self.num_parts = dataset.num_test_parts if self.cut else 1
 
@@ -23,7 +23,7 @@ class SceneParts(Dataset):
         return len(self.dataset) * self.num_parts
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset.get_test_part(*divmod(index, self.num_parts)) if self.cut else self.dataset[index]
+        return self.dataset.get_test_part(*divmod(index, self.num_parts), self.most) if self.cut else self.dataset[index]
 
 
 class PartSampler(Sampler[list[Key]]):
@@ -46,8 +46,7 @@ class PartSampler(Sampler[list[Key]]):
 
 
 def build_part_loader(
-    dataset: Any, collate: Any, seed: int, num_worker: int = 0, timeout: float = 0, rank: int = 0, world: int = 1
+    parts: SceneParts, collate: Any, seed: int, num_worker: int = 0, timeout: float = 0, rank: int = 0, world: int = 1
 ) -> DataLoader:
-    """A loader over the parts of the scenes of `dataset` that are this rank's."""
-    parts = SceneParts(dataset)
+    """A loader over the parts of those scenes that are this rank's."""
     return build_loader(parts, PartSampler(parts, rank, world), collate, seed, num_worker, timeout)
