@@ -32,7 +32,7 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
     add("--confidence", action="store_true", help="write the probability of each point's class too")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--mode", default="fast", choices=["fast", "vote"], help="vote adds the augmented views of the config's test (%(default)s)")
-    add("--fragments", type=int, metavar="N", help="most turns through the points of a voxel; 1: each point gets its voxel's class (as many as it holds)")
+    add("--fragments", type=int, metavar="N", help="the most turns through the points of a voxel (4; with --mode vote 64)")
     add("--max-points", type=int, default=400_000, metavar="N", help="voxels in one pass; bounds memory (%(default)s)")
     add("--overlap", type=float, default=1.0, metavar="M", help="metres by which the boxes of a large scan reach beyond a cut (%(default)s)")
     add("--seed", type=int, default=0, help="of the augmentations (%(default)s)")

@@ -18,7 +18,6 @@ from pointcept3m.datasets.readers.cloud import Cloud, as_cloud, read_cloud
 from pointcept3m.datasets.scan import ScanOptions, prepare_scan
 from pointcept3m.datasets.tiles import Tile, cut_tiles
 from pointcept3m.datasets.transforms.compose import DataDict
-from pointcept3m.datasets.transforms.sampling import find_voxels
 from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.engines.convention import InputConvention, check_input, input_convention
 from pointcept3m.engines.defaults import class_settings, fill_registries, import_custom, with_defaults
@@ -29,6 +28,7 @@ from pointcept3m.engines.step import Precision
 from pointcept3m.engines.testers.semseg import share_rulebooks
 from pointcept3m.engines.votes import InstanceMerge, Votes
 from pointcept3m.models.builder import MODELS, build_model
+from pointcept3m.ops.voxelize import Voxels
 from pointcept3m.structures.keys import index_operator
 from pointcept3m.utils.config import Config
 from pointcept3m.utils.files import near_files
@@ -39,7 +39,7 @@ from pointcept3m.utils.seed import preserved_rng, set_seed
 MODES = ("fast", "vote")
 MAX_POINTS = 400_000  # voxels in one pass; SpUNet of 39 million parameters takes 2 to 5 KB for each
 OVERLAP = 1.0  # metres on either side of a cut
-MAX_FRAGMENTS = 64
+FRAGMENTS = {"fast": 4, "vote": 64}  # the most turns through the points of a voxel; 4 is SemSegTester's fast_fragments
 STRIDE = 64  # cells by which a tile's grid may be shifted without a network of up to 6 halvings noticing
 
 
@@ -101,14 +101,14 @@ class Predictor:
         Args:
             points: a path (`read_cloud` lists the kinds), an array or tensor [N, 3] (or [N, 6], [N, 9] with colours
                 and normals), or a dict of coord and maybe color and normal [N, 3].
-            mode: "fast" looks at the scan as it is: all points of a voxel take turns in standing for it, as in
-                `SemSegTester`'s fast mode. "vote" adds the augmented views of the config's test, and takes that many
-                times as long.
+            mode: "fast" looks at the scan as it is: up to 4 points of each voxel take turns in standing for it, and all
+                points of a voxel get the class of their sum, as in `SemSegTester`'s fast mode. "vote" adds the augmented
+                views of the config's test, and every point is predicted from its own attributes, as in its vote.
             max_points: voxels in one pass through the network; larger scans are cut into boxes. This bounds memory.
             overlap: metres by which boxes reach beyond a cut. At least what the network looks at around a point gives
                 the very result of the uncut scan.
-            fragments: the most turns through the points of a voxel; a point that has none gets its voxel's class, as all do
-                with 1. None: as many as the fullest voxel holds, up to 64. Instances always come from one turn.
+            fragments: the most turns through the points of a voxel; None: 4 in the fast mode, 64 in a vote, where a point
+                that had no turn gets its voxel's class. Instances always come from one turn.
             seed: of the augmentations. columns: of an array [N, 6], "color" or "normal".
             rgbd: for a folder of RGB-D frames, what `read_cloud` takes.
             say: gets a sentence for each guess. options: of `ScanOptions`.
@@ -164,7 +164,7 @@ class _Run:
         self.predictor, self.input = predictor, predictor.input
         self.max_points, self.overlap, self.say = max_points, overlap, say
         self.chains = self.input.augmentations if mode == "vote" else [None]
-        self.fragments = 1 if predictor.tells_instances else fragments
+        self.fragments = 1 if predictor.tells_instances else fragments or FRAGMENTS[mode]
         self.mode = mode
 
     def __call__(self, sample: DataDict) -> tuple[Votes, InstanceMerge | None, NDArray | None]:
@@ -186,81 +186,76 @@ class _Run:
 
     def _plan(self, coord: NDArray) -> tuple[list[Tile], list[NDArray], list[int]]:
         """Tiles; of each, the cells from the scan's lowest to its own along each axis; its number of fragments."""
-        voxels = find_voxels(coord, self.input.voxelize.grid_size)
+        voxels = self.input.voxels({"coord": coord})
         counts, inverse, cells = voxels.counts.numpy(), voxels.inverse.numpy(), voxels.grid_coord.numpy()
         stands = np.zeros(len(coord), np.uint8)
         stands[voxels.order[voxels.start[:-1]].numpy()] = 1  # one point counts for each voxel
         tiles = cut_tiles(coord, stands, self.max_points, self.overlap)
-        most = self.fragments or MAX_FRAGMENTS
-        turns = [int(min(most, counts[inverse[tile.rows]].max())) for tile in tiles]
+        turns = [int(min(self.fragments, counts[inverse[tile.rows]].max())) for tile in tiles]
         lowest = [cells[tile.rows].min(axis=0) for tile in tiles]
-        self._tell(len(counts), int(counts.max()), len(tiles), sum(turns), most)
+        self._tell(len(counts), int(counts.max()), len(tiles), sum(turns))
         return tiles, lowest, turns
 
-    def _tell(self, num_voxels: int, fullest: int, num_tiles: int, turns: int, most: int) -> None:
-        words = f"{num_voxels:,} voxels of {self.input.voxelize.grid_size} m"
+    def _tell(self, num_voxels: int, fullest: int, num_tiles: int, turns: int) -> None:
+        words = f"{num_voxels:,} voxels of {self.input.voxelize.grid_size} m of up to {fullest} points"
         if num_tiles > 1:
             words += f", in {num_tiles} boxes of at most {self.max_points:,} that overlap by {2 * self.overlap:g} m (--max-points, --overlap)"
-        views, least = len(self.chains), num_tiles * len(self.chains)
-        words += f"; mode {self.mode} (--mode): {turns * views} pass{'es' if turns * views > 1 else ''}"
-        if turns * views > least:
-            words += f", since a voxel holds up to {fullest} points (--fragments 1 takes {least})"
-        self.say(words)
-        if fullest > most > 1:
-            self.say(f"voxels of more than {most} points: the rest of theirs get the voxel's class (--fragments)")
+        views = f"{len(self.chains)} views, " if len(self.chains) > 1 else ""
+        passes = turns * len(self.chains)
+        words += f"; mode {self.mode} (--mode): {views}at most {self.fragments} turn{'s' if self.fragments > 1 else ''} through the points of a voxel"
+        self.say(words + f" (--fragments), {passes} pass{'es' if passes > 1 else ''} in all")
 
     def _tile(self, sample: DataDict, tile: Tile, low: NDArray, turns: int, progress: Progress) -> tuple[NDArray[np.float32], tuple]:
         """(probabilities [n, K] of the tile's points, its objects or ())."""
         part = index_operator(dict(sample), tile.rows)
-        sums = torch.zeros(len(tile.rows), self.predictor.num_classes)
-        voxel_sums, objects = torch.zeros_like(sums), ()
+        points = torch.zeros(len(tile.rows), self.predictor.num_classes)  # sums at each point
+        by_voxel, objects = torch.zeros_like(points), ()  # sums in the voxel of each point
         for chain in self.chains:
             # an augmentation may turn the scan, and then the grids of tiles do not match anyway
             view = chain({key: _copy(value) for key, value in part.items()}) if chain is not None else dict(part)
-            voxels: dict[str, Any] = {}
-            for batch, index, inverse in self._batches(view, turns, low if chain is None else None):
-                share_rulebooks(batch, voxels)
+            voxels = self.input.voxels(view)
+            progress.total += min(self.fragments, int(voxels.counts.max())) - turns  # a view has voxels of its own
+            in_voxel, rulebooks = 0, {}
+            for batch, index in self._batches(view, voxels, low if chain is None else None):
+                share_rulebooks(batch, rulebooks)
                 output = self._forward(batch)
                 probability = output["seg_logits"].float().softmax(-1).cpu()
                 ends = [0, *batch["offset"].tolist()]
-                for number in range(len(ends) - 1):
-                    rows = slice(ends[number], ends[number + 1])
-                    # One fragment has each row once, so plain indexed addition is exact and deterministic.
-                    sums[index[rows]] += probability[rows]
-                if inverse is not None:
-                    voxel_sums += probability[: ends[1]][inverse]
-                    if self.predictor.tells_instances and not objects:
-                        objects = _objects(output, inverse, ends[1])
+                for rows in (slice(a, b) for a, b in zip(ends, ends[1:], strict=False)):
+                    in_voxel = in_voxel + probability[rows]  # a fragment has one row of each voxel, in the order of voxels
+                    if self.mode == "vote":
+                        # and each row of the tile at most once, so plain indexed addition is exact and deterministic
+                        points[index[rows]] += probability[rows]
+                if self.predictor.tells_instances and not objects:
+                    objects = _objects(output, voxels.inverse, ends[1])
                 progress.update(len(ends) - 1)
-        silent = sums.sum(1) == 0
-        sums[silent] = voxel_sums[silent]
-        if not sums.isfinite().all():
+            by_voxel += in_voxel[voxels.inverse]
+        silent = points.sum(1) == 0  # all of them in the fast mode
+        points[silent] = by_voxel[silent]
+        if not points.isfinite().all():
             raise FloatingPointError(f"{self.predictor.weight}: the network's output is not finite on this scan")
-        return (sums / sums.sum(1, keepdim=True)).numpy(), objects
+        return (points / points.sum(1, keepdim=True)).numpy(), objects
 
-    def _batches(self, view: DataDict, turns: int, low: NDArray | None) -> Iterator[tuple[dict[str, Any], Tensor, Tensor | None]]:
-        """(batch, row of each of its points, for the first one the fragment's row of every point), of at most max_points.
+    def _batches(self, view: DataDict, voxels: Voxels, low: NDArray | None) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """(batch, the row in the view of each of its points), fragments of at most max_points together.
 
         low: the tile's lowest cell, counted from the scan's: the grid is shifted so that cells are paired, and pairs of
         cells paired, as in the uncut scan.
         """
         waiting: list[DataDict] = []
-        inverse = None
-        for fragment in self.input.fragments(view, turns):
-            first = fragment.pop("inverse", None)
+        for fragment in self.input.fragments(view, voxels, self.fragments):
             if low is not None and "grid_coord" in fragment:
                 fragment["grid_coord"] = fragment["grid_coord"] + torch.from_numpy(low % STRIDE)
             if waiting and (len(waiting) + 1) * len(fragment["index"]) > self.max_points:
-                yield self._batch(waiting, inverse)
-                waiting, inverse = [], None
-            inverse = first if first is not None else inverse
+                yield self._batch(waiting)
+                waiting = []
             waiting.append(fragment)
         if waiting:
-            yield self._batch(waiting, inverse)
+            yield self._batch(waiting)
 
-    def _batch(self, fragments: list[DataDict], inverse: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+    def _batch(self, fragments: list[DataDict]) -> tuple[dict[str, Any], Tensor]:
         batch = collate_fn(fragments)
-        return to_device(batch, self.predictor.device), batch["index"].long(), inverse
+        return to_device(batch, self.predictor.device), batch["index"].long()
 
     def _forward(self, batch: dict[str, Any]) -> Mapping[str, Any]:
         with self.predictor.precision.autocast():

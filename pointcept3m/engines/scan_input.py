@@ -15,6 +15,7 @@ from pointcept3m.datasets.transforms.collect import Collect, Copy
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.datasets.transforms.dialect import explicit_section
 from pointcept3m.datasets.transforms.sampling import GridSample, find_voxels
+from pointcept3m.ops.voxelize import Voxels
 from pointcept3m.utils.registry import near_names
 
 LABELS = ("segment", "instance", "instance_centroid", "bbox", "inverse", "sampled_index", "superpoint")
@@ -43,23 +44,19 @@ class ScanInput:
         used = {key for step in steps for key in _reads(step)}
         return [key for key in POINT_KEYS if key in used]
 
-    def fragments(self, sample: DataDict, most: int) -> Iterator[DataDict]:
-        """At most `most` batches' worth of `sample`, one for each turn through its voxels; `index` are rows of it.
+    def voxels(self, sample: DataDict) -> Voxels:
+        """The voxels of `sample` on the network's grid."""
+        return find_voxels(np.asarray(sample["coord"]), self.voxelize.grid_size)
 
-        The first also holds `inverse` [N], the row of it that stands for each point.
-        """
+    def fragments(self, sample: DataDict, voxels: Voxels, most: int) -> Iterator[DataDict]:
+        """At most `most` batches' worth of `sample`, one for each turn through its voxels; `index` are rows of it."""
         as_tensors = any(isinstance(value, torch.Tensor) for value in sample.values())
         if as_tensors:
             sample = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
-        voxels = find_voxels(sample["coord"], self.voxelize.grid_size)
-        for number, part in enumerate(self.voxelize.fragments(sample, voxels, most)):
+        for part in self.voxelize.fragments(sample, voxels, most):
             if as_tensors:
                 part = {key: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for key, v in part.items()}
-            part.pop("inverse", None)
-            result = self.finish(part)
-            if number == 0:
-                result["inverse"] = voxels.inverse
-            yield result
+            yield self.finish(part)
 
 
 def scan_input(cfg: Mapping[str, Any]) -> ScanInput:
