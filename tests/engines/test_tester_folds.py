@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pointcept3m.engines.folds import S3DIS_AREAS, find_folds, six_fold_main
+from pointcept3m.engines.protocol import vote_protocol
 
 NAMES = ["ceiling", "floor", "wall"]
 
 
-def write_record(folder: Path, split: str, confusion: np.ndarray, names=NAMES, protocol="vote: 13 augmentations, softmax") -> Path:
+def write_record(folder: Path, split: str, confusion: np.ndarray, names=NAMES, protocol="") -> Path:
     path = folder / "result" / "confusion.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(dict(dataset="S3DISDataset", split=split, names=names, protocol=protocol, confusion=confusion.tolist())))
@@ -25,8 +26,9 @@ def records(tmp_path):
     rng = np.random.default_rng(0)
     counts = {area: rng.integers(0, 50, (3, 3)) for area in S3DIS_AREAS}
     counts["Area_3"][2], counts["Area_3"][:, 2] = 0, 0  # a fold without walls
-    for area, confusion in counts.items():
-        write_record(tmp_path / f"run-{area}" / "test", area, confusion)
+    for number, (area, confusion) in enumerate(counts.items()):
+        protocol = vote_protocol("vote", 13, 10, 1300 + 177 * number, 1300 + 177 * number, "at each point", "7 raw points")
+        write_record(tmp_path / f"run-{area}" / "test", area, confusion, protocol=protocol)
     return counts
 
 
@@ -77,6 +79,7 @@ def test_wrong_records(records, tmp_path, capsys):
     old.write_text(json.dumps({**content, "names": ["wall", "floor", "ceiling"]}))
     with pytest.raises(ValueError, match="other classes than"):
         find_folds([tmp_path])
-    old.write_text(json.dumps({**content, "protocol": "fast: no augmentation, softmax"}))
-    six_fold_main(["--record_root", str(tmp_path)])
-    assert "the tests were not alike" in capsys.readouterr().out
+    for other in (("vote", 1, 10, 1300, 1300), ("fast", 13, 10, 1300, 1300)):
+        old.write_text(json.dumps({**content, "protocol": vote_protocol(*other, "at each point", "7 raw points")}))
+        six_fold_main(["--record_root", str(tmp_path)])
+        assert "the tests were not alike" in capsys.readouterr().out
