@@ -84,5 +84,10 @@ step rooms 45 "$python" tools/preprocess/rooms.py --output-root "$scratch/rooms"
 step pretrain_step 60 "$python" benchmarks/bench_pretrain_step.py -c configs/gaussiancross/scannet.py --steps 6 --options \
   data_root="$scratch/rooms" batch_size=4 model.teacher.model_name=vit_base_patch16_224 model.teacher.weight=None \
   model.teacher.random_init=True
+# The downstream recipes at their size on the same rooms: the logs tell seconds a step and the peak of memory.
+for recipe in semseg-spunet-v1m1-0-base insseg-pointgroup-v1m1-0-spunet-base; do
+  step "train_$recipe" 45 "$python" tools/train.py --config-file "configs/scannet/$recipe.py" --num-gpus 1 --options \
+    data_root="$scratch/rooms" save_path="$scratch/$recipe" batch_size=4 num_worker=8 epoch=12 eval_epoch=1 evaluate=False
+done
 echo "$failed of the steps did not pass" | tee -a "$summary"
 exit "$failed"
