@@ -108,6 +108,11 @@ def to_raw_points(instances: Instances, nearest: np.ndarray) -> Instances:
     )
 
 
+def on_raw_points(batch: Mapping[str, Any]) -> bool:
+    """Whether `raw_scenes` gives the predictions of `batch` on the points from before a grid dropped some."""
+    return "origin_coord" in batch or _by_cell(batch)
+
+
 def raw_scenes(
     output: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> Iterator[tuple[Instances, np.ndarray | None, np.ndarray | None]]:
@@ -127,7 +132,7 @@ def raw_scenes(
         coord, raw = batch["coord"].float(), batch["origin_coord"].float()
         nearest = _numpy(knn_query(1, coord, offset, raw, raw_offset)[0]).reshape(-1).astype(np.int64)
         ends = _numpy(raw_offset)
-    elif "inverse" in batch and ("origin_instance" in batch or "instance" not in batch):
+    elif _by_cell(batch):
         prefix, nearest = "origin_", _numpy(batch["inverse"]).astype(np.int64)
         # Raw points stand scene by scene, so their ends are where `inverse` passes from one scene to the next.
         ends = np.searchsorted(np.searchsorted(_numpy(offset), nearest, side="right"), np.arange(len(offset)), "right")
@@ -323,6 +328,10 @@ def _entries(masks: Any) -> tuple[np.ndarray, np.ndarray]:
         return _numpy(row), _numpy(column)
     row, column = np.nonzero(_numpy(masks))
     return row.astype(np.int64), column.astype(np.int64)
+
+
+def _by_cell(batch: Mapping[str, Any]) -> bool:
+    return "inverse" in batch and ("origin_instance" in batch or "instance" not in batch)
 
 
 def _raw_offset(batch: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ def points_scored(section: Mapping[str, Any], number: int, through_inverse: bool
 
 
 def val_protocol(section: Mapping[str, Any], number: int, through_inverse: bool) -> str:
-    """The protocol of a validation: every sample of data.val once, as its transforms make it."""
+    """The protocol of a validation, or of a test of instances: every sample once, as its transforms make it."""
     return f"one forward a scene, no votes, scored on {points_scored(section, number, through_inverse)}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -161,6 +162,10 @@ def test_a_run_scores_what_its_files_say(tmp_path, train, raw):
     assert trainer.best_metric_value == found["metrics"]["test_AP50"] and trainer.model.training
     log = (tmp_path / "run/train.log").read_text()
     assert "best AP50 so far" in log and "sink" in log
+    number = sum(len(raw_scene(100 + i)["coord"]) for i in range(4))
+    words = f"one forward a scene, no votes, scored on {number:,} raw points, each with the prediction of its voxel"
+    assert found["protocol"] == dict(val=words, test=words) and log.count(f"({words})") == 3
+    assert re.search(r"peak memory [\d,]+ MiB.* so far with batch_size_test 1; 4 scenes", log)
 
 
 def test_batches_of_any_size_score_the_same(tmp_path, train):

@@ -9,6 +9,7 @@ import torch
 from pointcept3m.engines import instance_metrics
 from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
+from pointcept3m.engines.protocol import val_protocol
 from pointcept3m.engines.step import scalars_of
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
@@ -51,7 +52,7 @@ class InsSegEvaluator(HookBase):
         classes = instance_metrics.scored_classes(class_settings(trainer.cfg)[1], self.segment_ignore_index)
         training = model.training
         model.eval()
-        matches, losses = [], defaultdict(list)
+        matches, losses, points, raw, meeting = [], defaultdict(list), 0, False, comm.Meeting()
         try:
             for batch in trainer.val_loader:
                 trainer.check_stop()
@@ -60,6 +61,7 @@ class InsSegEvaluator(HookBase):
                     output = model(batch)
                 for name, value in scalars_of({k: v for k, v in output.items() if "loss" in k}).items():
                     losses[name].append(value)
+                raw |= instance_metrics.on_raw_points(batch)
                 for instances, segment, instance in instance_metrics.raw_scenes(output, batch):
                     if segment is None or instance is None:
                         raise KeyError(f"InsSegEvaluator: data.val has no labels to compare with; its keys are {sorted(batch)}")
@@ -68,15 +70,20 @@ class InsSegEvaluator(HookBase):
                             instances, segment, instance, list(classes), self.instance_ignore_index, self.min_region_size
                         )
                     )
+                    points += instances.num_points
+                meeting.beat()
         finally:
             model.train(training)
-        gathered = comm.all_gather((matches, dict(losses)))
-        matches = [match for of_rank, _ in gathered for match in of_rank]
+        meeting.wait()
+        gathered = comm.all_gather((matches, dict(losses), points, raw))
+        matches = [match for of_rank, *_ in gathered for match in of_rank]
+        points, raw = sum(part[2] for part in gathered), any(part[3] for part in gathered)
+        trainer.comm_info.setdefault("protocol", {})["val"] = val_protocol(trainer.cfg.data.get("val") or {}, points, raw)
         ap = instance_metrics.average_precision(matches, list(classes), min_region_size=self.min_region_size)
         totals, per_class = instance_metrics.instance_scores(ap, list(classes.values()))
         means = {}
-        for name in sorted({name for _, of_rank in gathered for name in of_rank}):
-            values = [value for _, of_rank in gathered for value in of_rank.get(name, [])]
+        for name in sorted({name for _, of_rank, *_ in gathered for name in of_rank}):
+            values = [value for _, of_rank, *_ in gathered for value in of_rank.get(name, [])]
             means[name] = sum(values) / len(values)
         self._report(totals, per_class, means)
         return {**totals, **means}
@@ -89,7 +96,8 @@ class InsSegEvaluator(HookBase):
         trainer.results.update({**totals, **{f"val_{name}": value for name, value in losses.items()}})
         trainer.per_class.update(per_class)
         line = "  ".join(f"{name} {value:.4f}" for name, value in {**totals, **losses}.items())
-        trainer.logger.info(f"validation: {line}\n{instance_metrics.score_table(totals, per_class)}")
+        protocol = trainer.comm_info["protocol"]["val"]
+        trainer.logger.info(f"validation: {line}  ({protocol})\n{instance_metrics.score_table(totals, per_class)}")
         if not known:
             trainer.logger.warning(
                 f"validation: no true instance of at least {self.min_region_size} points in data.val, so there is no AP, "

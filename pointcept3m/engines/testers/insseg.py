@@ -10,9 +10,11 @@ from torch import nn
 
 from pointcept3m.datasets.collate import collate_fn
 from pointcept3m.engines import instance_metrics
-from pointcept3m.engines.defaults import class_settings
+from pointcept3m.engines.defaults import class_settings, runtime_of
+from pointcept3m.engines.facts import memory_words
 from pointcept3m.engines.instance_metrics import Instances
 from pointcept3m.engines.loader import to_device
+from pointcept3m.engines.protocol import val_protocol
 from pointcept3m.utils import comm
 from pointcept3m.utils.files import atomic_write
 from pointcept3m.utils.logger import Progress
@@ -61,24 +63,33 @@ class InsSegTester(TesterBase):
             if self.is_main:
                 remove_scenes(folder)
             comm.synchronize()
-        matches, num_scenes = [], 0
+        matches, scenes, points, raw, meeting = [], 0, 0, False, comm.Meeting()
         with Progress(len(self.test_loader), "testing") as progress:
             for batch in self.test_loader:
                 check_stop()
+                raw |= isinstance(batch, Mapping) and instance_metrics.on_raw_points(batch)
                 for name, instances, segment, instance in self.predict(batch):
-                    num_scenes += 1
+                    scenes += 1
                     if self.save_predictions:
                         write_scene(folder, name, instances, {k: class_ids[k] for k in classes})
+                    mine = []
                     if segment is not None and instance is not None:
                         args = (list(classes), self.instance_ignore_index, self.min_region_size)
-                        matches.append(instance_metrics.match_instances(instances, segment, instance, *args))
+                        mine = [instance_metrics.match_instances(instances, segment, instance, *args)]
+                        points += instances.num_points
+                    matches += mine
                     if self.verbose:
-                        self._tell(name, instances, matches[-1:] if segment is not None else [], classes)
+                        self._tell(name, instances, mine, classes)
+                meeting.beat()
                 progress.update()
-        gathered = comm.all_gather((matches, num_scenes))
-        matches = [match for of_rank, _ in gathered for match in of_rank]
+        meeting.wait()
+        gathered = comm.all_gather((matches, scenes, points, raw))
+        matches = [match for of_rank, *_ in gathered for match in of_rank]
+        scenes, points = sum(part[1] for part in gathered), sum(part[2] for part in gathered)
+        self.protocol = val_protocol(self.cfg.data.get("test") or {}, points, any(part[3] for part in gathered))
+        self.logger.info(f"{memory_words()} so far with batch_size_test {runtime_of(self.cfg).batch_size_test}; {scenes} scenes")
         if self.save_predictions:
-            self.logger.info(f"predictions of {sum(number for _, number in gathered)} scenes are in {folder}")
+            self.logger.info(f"predictions of {scenes} scenes are in {folder}")
         return self._score(matches, classes)
 
     def predict(self, batch: Mapping[str, Any]) -> Iterator[tuple[str, Instances, np.ndarray | None, np.ndarray | None]]:
@@ -105,7 +116,7 @@ class InsSegTester(TesterBase):
         ap = instance_metrics.average_precision(matches, list(classes), min_region_size=self.min_region_size)
         totals, per_class = instance_metrics.instance_scores(ap, list(classes.values()))
         line = "  ".join(f"{name} {value:.4f}" for name, value in totals.items())
-        self.logger.info(f"test: {line}\n{instance_metrics.score_table(totals, per_class)}")
+        self.logger.info(f"test: {line}  ({self.protocol})\n{instance_metrics.score_table(totals, per_class)}")
         return totals, per_class
 
     def _tell(self, name: str, instances: Instances, matches: Sequence[Any], classes: Mapping[int, str]) -> None:
