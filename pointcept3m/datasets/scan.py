@@ -54,9 +54,9 @@ class ScanOptions:
 class Scan:
     """Points as a network takes them, and how they came about.
 
-    coord: float32 [N, 3] metres, z up; counted from the lowest corner where the file's are far from 0. color: float32 [N, 3] 0..255, or None where it was not
-    asked for. normal: float32 [N, 3] of unit length, or None likewise. valid: bool [M], which points of the cloud the
-    N are: those whose coordinates are finite. guesses: sentences.
+    coord: float32 [N, 3] metres, z up; counted from the lowest corner where the file's are far from 0. color: float32
+    [N, 3] 0..255, or None where it was not asked for. normal: float32 [N, 3] of unit length, or None likewise.
+    valid: bool [M], which points of the cloud the N are: those whose coordinates are finite. guesses: sentences.
     """
 
     coord: NDArray[np.float32]
@@ -251,13 +251,13 @@ def _normals(cloud: Cloud, kept, coord: NDArray[np.float32], rotation: NDArray |
         why = "as --normals says" if options.normals == "estimate" else "the scan has none; --normals file refuses such scans"
         return estimate_normals(coord), f"normals: estimated from the 16 nearest points, turned to the open side: {why}"
     normal = kept(cloud.normal).astype(np.float32)
+    if rotation is not None:
+        normal = normal @ rotation.T.astype(np.float32)
     length = np.linalg.norm(normal, axis=1, keepdims=True)
     absent = ~(np.isfinite(length) & (length > 1e-6))[:, 0]
     if absent.any():
-        fresh = estimate_normals(coord)
+        fresh = estimate_normals(coord)  # of points that are turned already
         normal[absent], length[absent] = fresh[absent], 1
     normal /= length
-    if rotation is not None:
-        normal = normal @ rotation.T.astype(np.float32)
     bad = f", {int(absent.sum())} of length 0 estimated" if absent.any() else ""
     return np.ascontiguousarray(normal, np.float32), f"normals: the scan's own{bad}; --normals estimate overrides"

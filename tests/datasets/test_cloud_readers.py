@@ -266,6 +266,18 @@ def test_up_is_found_and_turned_to_z(up):
     np.testing.assert_allclose(given.coord, coord @ turn.T, atol=1e-6)
 
 
+def test_normals_of_length_0_are_those_of_the_turned_scan():
+    """The scan lies on its side, y up; a few of its normals are missing."""
+    coord, normal = room(0.1)
+    lying, turned = coord[:, [0, 2, 1]] * [1, 1, -1], normal[:, [0, 2, 1]] * [1, 1, -1]
+    flat = np.flatnonzero((coord[:, 2] == 0) & (np.abs(coord[:, :2] - [1, 1]) < 0.5).all(axis=1))[:10]
+    assert len(flat) == 10
+    turned[flat] = 0
+    scan = prepare_scan(Cloud("a", "test", lying, normal=turned), ScanOptions(up_axis="y"), needs=("normal",))
+    np.testing.assert_allclose(scan.normal[flat], np.tile([0, 0, 1], (10, 1)), atol=0.2)
+    assert any("10 of length 0 estimated" in guess for guess in scan.guesses)
+
+
 def test_unit_is_found():
     coord, _ = room()
     for unit, scale in (("m", 1), ("cm", 100), ("mm", 1000)):
