@@ -175,6 +175,14 @@ def test_scenes_without_labels_have_loss_zero(scenes, train, tmp_path):
         assert torch.equal(parameter, dict(trainer.model.named_parameters())[name]), name
 
 
+def test_validation_without_labels_is_never_the_best(scenes, train, tmp_path):
+    write_scene(scenes, "val", "bath", segment=np.full(300, -1))
+    trainer = train(config(scenes, tmp_path / "run"))
+    assert np.isnan(trainer.results["mIoU"]) and not np.isnan(trainer.best_metric_value)
+    assert "mIoU is NaN, so this epoch is not the best" in (tmp_path / "run/train.log").read_text()
+    assert sorted(path.name for path in (tmp_path / "run/model").glob("*.pth")) == ["model_last.pth"]
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_work_starts(scenes, train, tmp_path):
     (tmp_path / "file").write_text("no folder")
     (scenes / "train" / "hall" / "coord.npy").unlink()  # would be an error too, were a scene read

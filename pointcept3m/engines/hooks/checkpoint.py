@@ -77,7 +77,9 @@ class CheckpointSaver(HookBase):
         trainer = self.trainer
         is_best = False
         value = trainer.comm_info.pop("current_metric_value", None)
-        if value is not None:
+        if value is not None and value != value:  # no labels to score: it must not stand before later scores either
+            trainer.logger.warning(f"{trainer.comm_info.get('current_metric_name', 'metric')} is NaN, so this epoch is not the best")
+        elif value is not None:
             name = trainer.comm_info.get("current_metric_name", "metric")
             is_best = value > trainer.best_metric_value
             trainer.best_metric_value = max(value, trainer.best_metric_value)
