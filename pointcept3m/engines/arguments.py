@@ -21,11 +21,7 @@ def default_argument_parser(prog: str | None = None, description: str | None = N
 
 def join_axis(arguments: Sequence[str] | None) -> list[str]:
     """`--up-axis -y` as one word, since argparse takes "-y" for a flag."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    while "--up-axis" in words[:-1]:
-        at = words.index("--up-axis")
-        words[at : at + 2] = [f"--up-axis={words[at + 1]}"]
-    return words
+    return join_values(sys.argv[1:] if arguments is None else arguments, ("--up-axis",))
 
 
 def visualize_argument_parser() -> argparse.ArgumentParser:
@@ -49,7 +45,7 @@ def visualize_argument_parser() -> argparse.ArgumentParser:
     add("--range", type=numbers(2), metavar="LOW,HIGH", help="similarity: limits of the colour scale (2nd percentile to 1)")
     add("--seed", type=int, default=0, help="seed of what is drawn: points of voxels, umap, random weights (%(default)s)")
     add("--device", default="cpu", help="where the network runs, for example cuda (%(default)s)")
-    add("--max-voxels", type=int, default=400_000, metavar="N", help="voxels that the network sees at a time; larger scenes are cut (%(default)s)")
+    add("--max-points", type=int, default=400_000, metavar="N", help="voxels in one pass, as predict has it; larger scenes are cut (%(default)s)")
     picture = wanted("picture")
     picture.add_argument("--view", default="iso", choices=("iso", "top", "front"), help="where the camera stands (%(default)s)")
     picture.add_argument("--azimuth", type=float, metavar="DEG", help="direction of the camera from the x axis (by the shape of the room)")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from pointcept3m.datasets.transforms.dialect import explicit_section
 from pointcept3m.utils import comm
 from pointcept3m.utils.config import SETTINGS, Config, parse_options
-from pointcept3m.utils.files import atomic_write, near_files
+from pointcept3m.utils.files import atomic_write, near_files, try_folder
 from pointcept3m.utils.machine import usable_cores
 from pointcept3m.utils.registry import near_names
 
@@ -151,9 +150,7 @@ def check_writable(folder: Path) -> None:
         near = folder.resolve()
         while not near.exists() and near.parent != near:
             near = near.parent
-        with tempfile.TemporaryFile(dir=near) as stream:
-            stream.write(b"x")
-            stream.flush()
+        try_folder(near)
     except OSError as error:
         raise type(error)(
             error.errno, f"save_path: nothing can be written to {folder} ({error.strerror}); --options save_path=FOLDER chooses another"

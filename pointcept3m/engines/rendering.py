@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pointcept3m.engines import metrics, pictures
 from pointcept3m.engines.loader import to_device
 from pointcept3m.utils import comm
+from pointcept3m.utils.files import file_stem
 
 Aligned = tuple[Tensor, Tensor] | None  # rendered and taught features of a scene's views
 
@@ -40,8 +41,7 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def scene_name(batch: Mapping[str, Any], b: int) -> str:
     """The name of scene b as a file may be called."""
-    name = str(batch["name"][b]) if "name" in batch else f"scene{b}"
-    return name.replace("/", "_").replace("\\", "_").lstrip(".")
+    return file_stem(batch["name"][b] if "name" in batch else f"scene{b}")
 
 
 def save_picture(path: Path, view: Any, batch: Mapping[str, Any], b: int, aligned: Aligned, num_views: int) -> Any:

@@ -6,7 +6,6 @@ same scene or in others (Fig. S.2 to S.4), by predicted class and by error.
 
 import argparse
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pointcept3m.datasets.readers.ply import write_ply
+from pointcept3m.datasets.readers.ply import needs_double, write_ply
 from pointcept3m.engines import cloud_picture, embedding, point_features, sheet
 from pointcept3m.engines.point_features import InputRecipe, VoxelOutput
 from pointcept3m.engines.predictor import Predictor, load
 from pointcept3m.engines.scene_files import SEGMENTS, PointScene, open_scenes, segment_asset_of
 from pointcept3m.utils import palette
 from pointcept3m.utils.config import Config
-from pointcept3m.utils.files import near_files
+from pointcept3m.utils.files import near_files, replacing, try_folder
 from pointcept3m.utils.registry import near_names
 
 Say = Callable[[str], None]
@@ -127,7 +126,7 @@ def check_arguments(arguments: argparse.Namespace, kinds: Sequence[str]) -> None
     for path in arguments.scene:
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such scene; {near_files(path)}")
-    for name, least in (("size", 64), ("max_voxels", 1), ("umap_points", 10)):
+    for name, least in (("size", 64), ("max_points", 1), ("umap_points", 10)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(arguments, name)}")
     if arguments.point_size is not None and not arguments.point_size > 0:
@@ -153,8 +152,7 @@ def writable_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        try_folder(path)
     except OSError as error:
         raise OSError(f"--out {path}: nothing can be written there ({error.strerror or error})") from error
     return path
@@ -280,7 +278,7 @@ def _coloring(kind: str, colors: list[NDArray], properties: list[dict[str, NDArr
 
 
 def _features(scene: PointScene, model: Model, arguments: argparse.Namespace, say: Say) -> VoxelOutput:
-    found = point_features.voxel_features(scene, model.recipe, model.backbone, arguments.device, arguments.max_voxels, arguments.seed)
+    found = point_features.voxel_features(scene, model.recipe, model.backbone, arguments.device, arguments.max_points, arguments.seed)
     if not torch.isfinite(found.value).all():
         raise FloatingPointError(f"{scene.name}: the backbone gives features that are not finite")
     say(f"{scene.name}: features of {len(found.value):,} voxels of {model.recipe.grid_size:g} m for {len(scene):,} points")
@@ -292,7 +290,7 @@ def _predict(scene: PointScene, predictor: Predictor, arguments: argparse.Namesp
     points = {"coord": scene.coord, "color": scene.color, "normal": scene.normal}
     settled = dict(up_axis="z", unit="m", color_range="0..255", normals="file")
     return predictor.predict(
-        points, fragments=1, seed=arguments.seed, max_points=arguments.max_voxels, say=lambda sentence: None, **settled
+        points, fragments=1, seed=arguments.seed, max_points=arguments.max_points, say=lambda sentence: None, **settled
     ).label
 
 
@@ -384,7 +382,8 @@ def write_results(
         rows.append((scene.name, sheet.crop_together(images)))
         for coloring, image in zip(colorings, rows[-1][1], strict=True):
             stem = out / f"{scene.name}_{coloring.name}"
-            write_ply(f"{stem}.ply", scene.original_coord, coloring.colors[number], **coloring.properties[number])
+            with replacing(f"{stem}.ply") as temporary:
+                write_ply(temporary, scene.original_coord, coloring.colors[number], double=needs_double(scene.original_coord), **coloring.properties[number])
             sheet.save_png(f"{stem}.png", sheet.compose([f"{scene.name}: {coloring.title}"], [("", [image])], coloring.legends, letters))
             written += [Path(f"{stem}.ply"), Path(f"{stem}.png")]
     if arguments.figure:

@@ -100,6 +100,18 @@ def remove_leftovers(folder: str | Path) -> None:
         _remove(path)
 
 
+def try_folder(folder: str | Path) -> None:
+    """Writes a file in `folder` that is gone again. Raises the OSError of a disk that is full or not to be written to."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"x")
+        stream.flush()
+
+
+def file_stem(name: object) -> str:
+    """A scene's name as a file may be called: it comes from a folder's, and must not lead out of ours."""
+    return str(name).replace("/", "_").replace("\\", "_").lstrip(".")
+
+
 def near_files(path: str | Path) -> str:
     """The end of an error sentence about a missing `path`: what does exist near it."""
     path = Path(path)

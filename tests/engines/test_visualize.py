@@ -328,6 +328,19 @@ def test_a_ply_in_centimetres_with_y_up(weight, tmp_path, capsys):
     assert found.vertex["similarity"][np.linalg.norm(stored - [100, 0, -100], axis=1).argmin()] == pytest.approx(1, abs=1e-5)
 
 
+def test_coordinates_of_a_map_stay_exact(tmp_path, capsys):
+    """500 km from the origin float32 knows 3 cm; what comes out is what went in, and an earlier file is replaced."""
+    coord = room(0.125)[0].astype(np.float64) + [512_345.1, 5_401_234.2, 210.3]
+    np.savez(tmp_path / "scan.npz", coord=coord, color=np.full(coord.shape, 50, np.uint8))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/scan_rgb.ply").write_text("old")
+    status, _, error = run(capsys, tmp_path / "scan.npz", "--out", tmp_path / "out", "--color", "rgb", "--size", 100, "--unit", "m", "--up-axis", "z")
+    assert status == 0, error
+    vertex = read_ply(tmp_path / "out/scan_rgb.ply").vertex
+    assert np.abs(np.stack([vertex[axis] for axis in "xyz"], 1) - coord).max() < 1e-6
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scan_rgb.ply", "scan_rgb.png"]
+
+
 def test_real_scan(real_data, weight, tmp_path, capsys):
     source = np.load(real_data("scannet_scene0000_00") / "scene0000_00.npz")
     chosen = np.flatnonzero(source["has_color"])[::3]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pointcept3m.utils.files import atomic_copy, atomic_folder, atomic_write, near_files, remove_leftovers
+from pointcept3m.utils.files import atomic_copy, atomic_folder, atomic_write, file_stem, near_files, remove_leftovers
 
 WRITER = """
 import sys
@@ -89,3 +89,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (part / "c").write_text("3")
     assert [path.name for path in target.iterdir()] == ["c"]
     assert [path.name for path in target.parent.iterdir()] == ["scene"]
+
+
+@pytest.mark.parametrize(("name", "stem"), [("Area_5/hall", "Area_5_hall"), ("../../x", "_.._x"), ("a\\b", "a_b"), (7, "7"), (".hidden", "hidden")])
+def test_names_of_scenes_stay_in_their_folder(tmp_path, name, stem):
+    assert file_stem(name) == stem and (tmp_path / file_stem(name)).resolve().parent == tmp_path.resolve()

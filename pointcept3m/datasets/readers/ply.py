@@ -81,6 +81,11 @@ def read_ply(path: str | Path) -> Ply:
     return Ply(path, vertex, faces)
 
 
+def needs_double(coord: np.ndarray) -> bool:
+    """Whether float32 would lose of `coord` [N, 3]: doubles beyond 4 km, where it is off by a quarter of a millimetre."""
+    return coord.dtype != np.float32 and bool(np.abs(coord[np.isfinite(coord)]).max(initial=0) > 4096)
+
+
 def write_ply(path: str | Path, coord: np.ndarray, color: np.ndarray | None = None, normal: np.ndarray | None = None,
               faces: np.ndarray | None = None, double: bool = False, **properties: np.ndarray) -> None:  # fmt: skip
     """Writes a binary PLY file.

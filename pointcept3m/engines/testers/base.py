@@ -1,6 +1,5 @@
 """What every test does: build data and model, load the weights, write down the scores."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from pointcept3m.engines.loader import CheckedCollate, EvaluationSampler, build_
 from pointcept3m.engines.step import Precision
 from pointcept3m.models.builder import build_model
 from pointcept3m.utils import comm
+from pointcept3m.utils.files import try_folder
 from pointcept3m.utils.logger import close_log_file, get_root_logger
 from pointcept3m.utils.registry import Registry, near_names
 from pointcept3m.utils.seed import set_seed
@@ -151,9 +151,7 @@ def check_writable(folder: Path) -> None:
     """Makes `folder` and writes a file in it that is gone again. Raises the OSError of whichever fails, as a sentence."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"x")
-            stream.flush()
+        try_folder(folder)
     except OSError as error:
         raise OSError(error.errno, f"nothing can be written to {folder} ({error.strerror}); save_path says where results go") from error
 

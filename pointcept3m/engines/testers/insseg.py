@@ -16,7 +16,7 @@ from pointcept3m.engines.instance_metrics import Instances
 from pointcept3m.engines.loader import to_device
 from pointcept3m.engines.protocol import val_protocol
 from pointcept3m.utils import comm
-from pointcept3m.utils.files import atomic_write
+from pointcept3m.utils.files import atomic_write, file_stem
 from pointcept3m.utils.logger import Progress
 
 from .base import TESTERS, Scores, TesterBase
@@ -142,8 +142,7 @@ def write_scene(folder: Path, name: str, instances: Instances, class_ids: Mappin
     `<name>.txt` has a line for each instance of a class in `class_ids`: the mask's path relative to `folder`, the id of
     its class, its score. A mask, `predicted_masks/<name>_000.txt`, has a line for each point, 1 inside and 0 outside.
     """
-    # A scene's name comes from a folder's; it must not lead out of ours, nor hold the blank that ends a path.
-    safe = "_".join(str(name).replace("/", "_").replace("\\", "_").split()).lstrip(".")
+    safe = "_".join(file_stem(name).split())  # a blank would end the path of a mask
     order = np.argsort(instances.member, kind="stable")
     points = np.split(instances.point[order], np.cumsum(np.bincount(instances.member, minlength=len(instances.classes))))
     lines = []
