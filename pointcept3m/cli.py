@@ -19,13 +19,13 @@ USER_ERRORS = (ValueError, TypeError, KeyError, IndexError, OSError, ImportError
 OVERVIEW = """\
 Self-supervised pretraining of 3D backbones, from one command.
 
-  pointcept3m demo      generate rooms, pretrain, evaluate: pictures and report.html in demo/, no GPU or download
-  pointcept3m train     train with a config file, on one process or many (torchrun)
-  pointcept3m test      evaluate a checkpoint with the tester of its config
-  pointcept3m predict   label the points of your own scan: ply, pcd, las, npy, RGB-D folder
-  pointcept3m visualize what a backbone makes of a cloud: features, similarity, classes and errors as colours
-  pointcept3m check     what this machine, the compiled kernels, the data and the weights allow
-  pointcept3m report    write report.html for a run folder
+  pointcept3m demo       generate rooms, pretrain, evaluate: pictures and report.html in demo/, no GPU or download
+  pointcept3m train      train with a config file, on one process or many (torchrun)
+  pointcept3m test       evaluate a checkpoint with the tester of its config
+  pointcept3m predict    label the points of your own scan: ply, pcd, las, npy, RGB-D folder
+  pointcept3m visualize  what a backbone makes of a cloud: features, similarity, classes and errors as colours
+  pointcept3m check      what this machine, the compiled kernels, the data and the weights allow
+  pointcept3m report     write report.html for a run folder
 
 `pointcept3m VERB --help` lists what a verb takes.
 """
