@@ -196,7 +196,7 @@ def test_bad_input_is_named():
         model(batch | dict(feat=batch["feat"][:, :5]))
     with pytest.raises(ValueError, match="grid_coord must be integers"):
         model(batch | dict(grid_coord=batch["grid_coord"].float()))
-    with pytest.raises(ValueError, match="offset must end with"):
+    with pytest.raises(ValueError, match="offset must ascend"):
         model(batch | dict(offset=torch.tensor([300, 499])))
     with pytest.raises(ValueError, match=r"lie in \[0, 2\^31\), found \[-"):
         model(batch | dict(grid_coord=batch["grid_coord"] - 100))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pointcept3m.models.builder import MODELS
+from pointcept3m.models.layers.inputs import packed_points
 from pointcept3m.models.layers.sparse import (
     SparseConv3d,
     SparseInverseConv3d,
@@ -134,25 +135,8 @@ class SpUNet(nn.Module):
         return x.features
 
     def _to_sparse(self, input_dict: Mapping[str, Tensor]) -> SparseConvTensor:
-        missing = [key for key in ("grid_coord", "feat", "offset") if key not in input_dict]
-        if missing:
-            raise KeyError(f"SpUNet: input_dict lacks {', '.join(missing)}; it has {', '.join(map(str, input_dict))}")
-        grid_coord, feat, offset = (input_dict[key] for key in ("grid_coord", "feat", "offset"))
-        if grid_coord.is_floating_point() or grid_coord.dim() != 2 or grid_coord.size(1) != 3:
-            raise ValueError(
-                f"SpUNet: grid_coord must be integers [N, 3], got {grid_coord.dtype} {tuple(grid_coord.shape)}"
-            )
-        num_points = grid_coord.size(0)
-        if tuple(feat.shape) != (num_points, self.in_channels):
-            raise ValueError(f"SpUNet: feat must be [{num_points}, {self.in_channels}], got {tuple(feat.shape)}")
-        if num_points == 0 or offset.numel() == 0 or int(offset[-1]) != num_points:
-            raise ValueError(
-                f"SpUNet: offset must end with the number of points, at least one; got {offset.tolist()} for {num_points}"
-            )
-        batch = offset_to_batch(offset)
-        low, high = (v.tolist() for v in torch.aminmax(grid_coord, dim=0))
-        if min(low) < 0 or max(high) >= 2**31 - 2**16:
-            raise ValueError(f"SpUNet: grid_coord must lie in [0, 2^31), found {low} to {high}")
+        grid_coord, feat, offset = packed_points("SpUNet", input_dict, self.in_channels)
+        batch, high = offset_to_batch(offset), grid_coord.amax(0).tolist()
         # Whole cells at every stage, so that halving the grid loses no voxel at its edge.
         step = 2**self.num_stages
         shape = [-(-(most + 1) // step) * step for most in high]
