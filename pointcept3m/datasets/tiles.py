@@ -42,6 +42,8 @@ def cut_tiles(coord: NDArray[np.floating], cost: NDArray, most: float, margin: f
         coord: [N, 3] metres. cost: [N], what each point adds to the cost of its tile. margin: metres of overlap on
             either side of a cut.
 
+    Without a margin, points that all stand at one place are a tile however dear: nothing tells them apart.
+
     Raises: ValueError where a box too small to cut, of 2 margins, costs more than `most`.
     """
     everything = np.full(3, np.inf)
@@ -58,7 +60,10 @@ def _halve(coord: NDArray, cost: NDArray, most: float, margin: float, tile: Tile
     inside = coord[core]
     low, high = inside.min(axis=0), inside.max(axis=0)
     axis = int((high - low).argmax())
-    if high[axis] - low[axis] <= 2 * margin or high[axis] == low[axis]:
+    if margin == 0 and high[axis] == low[axis]:
+        yield tile
+        return
+    if high[axis] - low[axis] <= 2 * margin:
         size = " x ".join(f"{length:.2f}" for length in high - low)
         raise ValueError(
             f"a box of {size} m and {margin:g} m of overlap around it hold {total:,.0f} voxels, more than the {most:,.0f} "

@@ -351,6 +351,16 @@ def test_normals_of_few_points():
         assert np.isfinite(normal).all() and np.allclose(np.linalg.norm(normal, axis=1), 1)
 
 
+def test_normals_where_most_points_stand_at_one_place(monkeypatch):
+    """Depth cameras and scanners write their invalid pixels as points at the origin."""
+    monkeypatch.setattr("pointcept3m.datasets.normals.BLOCK", 500)
+    rng = np.random.default_rng(0)
+    floor = np.column_stack([rng.random((800, 2)) * 3, np.ones(800)])
+    normal = estimate_normals(np.concatenate([np.zeros((1000, 3)), floor]).astype(np.float32))
+    assert np.isfinite(normal).all()
+    np.testing.assert_allclose(np.abs(normal[1000:, 2]), 1, atol=1e-5)
+
+
 def test_tiles_cover_every_point_once_and_its_surroundings():
     rng = np.random.default_rng(0)
     coord = (rng.random((20_000, 3)) * [30, 12, 3]).astype(np.float32)
