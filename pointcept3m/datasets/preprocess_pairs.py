@@ -6,9 +6,7 @@ is that of its published script; the layout of the files is Pointcept's `scannet
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from pointcept3m.datasets.fusion import DepthFrame, FusionSettings, back_project
 from pointcept3m.datasets.readers.rgbd import RGBDFolder, detect_kind, open_rgbd
 from pointcept3m.ops import knn_query, scatter_mean, voxelize
 from pointcept3m.utils.files import atomic_write
+from pointcept3m.utils.processes import as_done
 
 RADIUS = 1.5  # in overlap voxels: how near a point's counterpart must be
 
@@ -92,25 +91,10 @@ def preprocess_pairs(
     folders = find_frame_folders(roots)
     jobs = [(folder, output_root / folder.name, settings) for folder in folders]
     reports: list[PairReport] = []
-
-    def finished(report: PairReport) -> None:
+    for report in as_done(write_pairs, jobs, workers):
         reports.append(report)
         if progress:
             progress(len(reports), len(jobs), report)
-
-    if workers <= 0:
-        for job in jobs:
-            finished(write_pairs(*job))
-        return reports
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(write_pairs, *job) for job in jobs]
-        try:
-            for future in as_completed(waiting):
-                finished(future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
     return sorted(reports, key=lambda report: report.name)
 
 

@@ -16,9 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 from pointcept3m.datasets.normals import estimate_normals
 from pointcept3m.datasets.s3dis import S3DIS_CLASSES
 from pointcept3m.utils.files import atomic_folder, near_files
+from pointcept3m.utils.processes import as_done
 from pointcept3m.utils.registry import near_names
 
 DONE = ".done"
@@ -238,32 +237,11 @@ def preprocess_s3dis(raw_root: str | Path, output_root: str | Path, settings: Se
             raise ValueError(f"{room.parent.name}_alignmentAngle.txt has no room {room.name!r}; {near_names(room.name, angles[room.parent])}")
     jobs = [(room, output_root, settings, angles.get(room.parent, {}).get(room.name), skip_broken) for room in rooms]
     reports = []
-    for report in _all_of(jobs, workers):
+    for report in as_done(_attempt, jobs, workers):
         reports.append(report)
         if progress:
             progress(len(reports), len(jobs), report)
     return sorted(reports, key=lambda report: (report.area, report.name))
-
-
-def _all_of(jobs: list[tuple], workers: int):
-    """The reports of `jobs`, as they come."""
-    if workers <= 0:
-        yield from (_attempt(*job) for job in jobs)
-        return
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        try:
-            for future in as_completed([pool.submit(_attempt, *job) for job in jobs]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _attempt(room: Path, output_root: Path, settings: Settings, angle: float | None, skip_broken: bool) -> RoomReport:

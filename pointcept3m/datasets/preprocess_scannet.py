@@ -16,9 +16,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ from pointcept3m.datasets.scannet_labels import (
     lookup_table,
     scannet_split,
 )
+from pointcept3m.utils.processes import as_done
 from pointcept3m.utils.registry import near_names
 
 DONE = ".done"
@@ -146,27 +145,11 @@ def preprocess_scannet(raw_root: str | Path, output_root: str | Path, settings: 
     output_root = Path(output_root)
     frames_root = None if frames_root is None else Path(frames_root)
     reports = []
-
-    def finished(report: SceneReport) -> None:
+    work = [(folder, split, output_root, frames_root, settings, table, skip_broken) for folder, split in jobs]
+    for report in as_done(_attempt, work, workers):
         reports.append(report)
         if progress:
             progress(len(reports), len(jobs), report)
-
-    if workers <= 0:
-        for folder, split in jobs:
-            finished(_attempt(folder, split, output_root, frames_root, settings, table, skip_broken))
-        return reports
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        waiting: list[Future] = [
-            pool.submit(_attempt, folder, split, output_root, frames_root, settings, table, skip_broken) for folder, split in jobs
-        ]
-        try:
-            for future in as_completed(waiting):
-                finished(future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
     return sorted(reports, key=lambda report: report.name)
 
 

@@ -3,8 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from pointcept3m.datasets.rooms.categories import object_labels
 from pointcept3m.datasets.rooms.layout import generate_room
 from pointcept3m.datasets.rooms.render import Frames, render_frames
 from pointcept3m.datasets.rooms.scan import Cloud, scan_cloud
+from pointcept3m.utils.processes import as_done
 
 DONE = ".done"
 JPEG_QUALITY = 92
@@ -39,19 +38,9 @@ def write_rooms(root: str | Path, split: str, count: int, first_seed: int = 0, n
     folder = Path(root) / split
     jobs = [(folder, seed, split, num_frames, tuple(size), spacing) for seed in range(first_seed, first_seed + count)]
     paths = [folder / generate_name(seed) for seed in range(first_seed, first_seed + count)]
-    if workers == 0 or count <= 1:
-        for k, job in enumerate(jobs):
-            write_room(*job)
-            if progress:
-                progress(k + 1, count)
-        return paths
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(write_room, *job) for job in jobs]
-        for k, future in enumerate(as_completed(waiting)):
-            future.result()
-            if progress:
-                progress(k + 1, count)
+    for done, _ in enumerate(as_done(write_room, jobs, workers), 1):
+        if progress:
+            progress(done, count)
     return paths
 
 
