@@ -5,8 +5,9 @@ is that of its published script; the layout of the files is Pointcept's `scannet
 """
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from pointcept3m.datasets.fusion import DepthFrame, FusionSettings, back_project
 from pointcept3m.datasets.readers.rgbd import RGBDFolder, detect_kind, open_rgbd
+from pointcept3m.datasets.scannet_pair import read_overlap
 from pointcept3m.ops import knn_query, scatter_mean, voxelize
-from pointcept3m.utils.files import atomic_write
+from pointcept3m.utils.files import atomic_folder
 from pointcept3m.utils.processes import as_done
 
+LISTING, SETTINGS = "overlap.txt", "settings.json"
 RADIUS = 1.5  # in overlap voxels: how near a point's counterpart must be
 
 
@@ -84,8 +87,9 @@ def preprocess_pairs(
 ) -> list[PairReport]:
     """Writes `<output_root>/<scene>/pcd/` for every scene below `roots`; returns a report on each, by name.
 
-    A scene whose overlap.txt is there is left as it is. workers: processes; 0 works in this one. progress: called with
-    (scenes done, scenes in all, report). Raises: as `write_pairs`; scenes finished by then stay.
+    A scene that is there, whole and with the same settings, is left as it is, and so is one that Pointcept's script
+    wrote. workers: processes; 0 works in this one. progress: called with (scenes done, scenes in all, report).
+    Raises: as `write_pairs`; scenes finished by then stay.
     """
     settings, output_root = settings or PairSettings(), Path(output_root)
     folders = find_frame_folders(roots)
@@ -99,33 +103,38 @@ def preprocess_pairs(
 
 
 def write_pairs(folder: Path, target: Path, settings: PairSettings) -> PairReport:
-    """Writes one scene: `target`/pcd/<frame>.npz with coord, color, normal, and at last overlap.txt.
+    """Writes one scene: `target`/pcd/ with <frame>.npz (coord, color, normal), overlap.txt and the settings, all or nothing.
 
     Frames whose pose is no rigid motion, or without a believed depth, are left out.
     Raises: OSError or ValueError where a picture is damaged, naming the file.
     """
     frames = open_rgbd(folder, on_bad_frame="skip")
     chosen = frames.frames[:: settings.stride]
-    pcd, clouds = target / "pcd", {}
-    listing = pcd / "overlap.txt"
-    if listing.is_file():
-        shares = [float(line.split()[2]) for line in listing.read_text().splitlines() if line.strip()]
+    pcd = target / "pcd"
+    if _is_there(pcd, settings):
+        shares = [share for *_, share in read_overlap(pcd / LISTING)]
         present = len(list(pcd.glob("*.npz")))
-        return PairReport(
-            folder.name, present, len(chosen) - present, len(shares), sum(share > 0.3 for share in shares)
-        )
-    for frame in chosen:
-        cloud = frame_cloud(*frames.read(frame), frame.pose, frames, settings)
-        if len(cloud["coord"]):
-            atomic_write(pcd / f"{frame.name}.npz", lambda stream, cloud=cloud: np.savez(stream, **cloud))
-            clouds[frame.name] = cloud["coord"]
-    share = overlaps(list(clouds.values()), settings.overlap_voxel)
-    names = [f"/{target.name}/pcd/{name}.npz" for name in clouds]
-    pairs = list(itertools.combinations(range(len(names)), 2))
-    lines = [f"{names[i]} {names[j]} {share[i, j]:.6f}\n" for i, j in pairs]
-    atomic_write(listing, lambda stream: stream.write("".join(lines).encode()))
+        return PairReport(folder.name, present, len(chosen) - present, len(shares), sum(share > 0.3 for share in shares))
+    clouds = {}
+    with atomic_folder(pcd) as part:
+        for frame in chosen:
+            cloud = frame_cloud(*frames.read(frame), frame.pose, frames, settings)
+            if len(cloud["coord"]):
+                np.savez(part / f"{frame.name}.npz", **cloud)
+                clouds[frame.name] = cloud["coord"]
+        share = overlaps(list(clouds.values()), settings.overlap_voxel)
+        names = [f"/{target.name}/pcd/{name}.npz" for name in clouds]
+        pairs = list(itertools.combinations(range(len(names)), 2))
+        (part / LISTING).write_text("".join(f"{names[i]} {names[j]} {share[i, j]:.6f}\n" for i, j in pairs))
+        (part / SETTINGS).write_text(json.dumps(asdict(settings), indent=1))
     overlapping = sum(bool(share[i, j] > 0.3) for i, j in pairs)
     return PairReport(folder.name, len(clouds), len(chosen) - len(clouds), len(pairs), overlapping)
+
+
+def _is_there(pcd: Path, settings: PairSettings) -> bool:
+    """Whether a scene is whole, with these settings or without a word about them, as Pointcept's script leaves it."""
+    known = pcd / SETTINGS
+    return (pcd / LISTING).is_file() and (not known.is_file() or json.loads(known.read_text()) == asdict(settings))
 
 
 def frame_cloud(

@@ -153,6 +153,14 @@ def test_what_is_there_stays(frames, pairs, tmp_path):
     assert (root / "room/pcd/overlap.txt").read_text() == (pairs / "room/pcd/overlap.txt").read_text()
 
 
+def test_other_settings_are_written_anew(frames, pairs, tmp_path):
+    root = copy_of(pairs, tmp_path)
+    (sparse,) = preprocess_pairs([frames], root, PairSettings(stride=3))
+    assert sparse.num_frames == len(list((root / "room/pcd").glob("*.npz"))) < len(list((pairs / "room/pcd").glob("*.npz")))
+    (root / "room/pcd/settings.json").unlink()  # as files of Pointcept's script, which says nothing of its settings
+    assert preprocess_pairs([frames], root, PairSettings(stride=2))[0].num_pairs == sparse.num_pairs
+
+
 def test_stride_voxel_and_lost_poses(frames, tmp_path):
     scene = shutil.copytree(frames / "room", tmp_path / "in/other")
     np.savetxt(scene / "pose/4.txt", np.full((4, 4), -np.inf))
