@@ -31,9 +31,9 @@ CONFIGS = REPOSITORY / "configs"
 
 
 def write_scene(folder: Path, seed: int, labels: tuple[str, ...] = ("segment20", "segment200")) -> None:
-    """A corner of a room of 1,200 points: a floor, a wall, and three boxes that are instances of their own."""
+    """A part of a room of 1,200 points: a floor of 1.8 m, a wall, and three boxes that are instances of their own."""
     rng = np.random.default_rng(seed)
-    coord = rng.random((1200, 3)) * (0.6, 0.6, 0.02)
+    coord = rng.random((1200, 3)) * (1.8, 1.8, 0.02)
     coord[400:600] = coord[400:600][:, [2, 0, 1]]
     for number in range(3):
         part = slice(600 + 200 * number, 800 + 200 * number)
