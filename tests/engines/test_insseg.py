@@ -275,6 +275,27 @@ def test_which_points_are_scored(tester, raw):
     assert not math.isnan(tester(raw, min_region_size=30).test()[0]["AP25"])
 
 
+def test_a_full_disk_keeps_finished_scenes(tester, tmp_path, monkeypatch):
+    from pointcept3m.engines.testers import insseg
+
+    real = insseg.atomic_write
+
+    def write(path, function):
+        if "scene_101" in str(path):
+            raise OSError(28, "No space left on device")
+        real(path, function)
+
+    monkeypatch.setattr(insseg, "atomic_write", write)
+    with pytest.raises(OSError, match=r"scene scene 101: .*No space left.*the 1 scenes before it are whole in .*instances"):
+        tester(save_predictions=True).test()
+    assert [path.name for path in (tmp_path / "run/result/instances").glob("*.txt")] == ["scene_100.txt"]
+    (tmp_path / "file").write_text("")
+    blocked = tester(save_predictions=True)
+    blocked.save_path, blocked.model = tmp_path / "file", None  # nothing was forwarded before
+    with pytest.raises(OSError, match="nothing can be written to .*file/result/instances"):
+        blocked.test()
+
+
 def test_fragments_are_refused(tester):
     with pytest.raises(ValueError, match="wants whole scenes.*test_mode=False"):
         list(tester().predict(dict(fragment_list=[], segment=torch.zeros(3))))

@@ -19,7 +19,7 @@ from pointcept3m.utils import comm
 from pointcept3m.utils.files import atomic_write, file_stem
 from pointcept3m.utils.logger import Progress
 
-from .base import TESTERS, Scores, TesterBase
+from .base import TESTERS, Scores, TesterBase, check_writable
 
 
 @TESTERS.register_module()
@@ -60,6 +60,7 @@ class InsSegTester(TesterBase):
         folder = self.save_path / "result" / "instances"
         if self.save_predictions:
             class_ids = self._class_ids(len(names))
+            check_writable(folder)
             if self.is_main:
                 remove_scenes(folder)
             comm.synchronize()
@@ -71,7 +72,7 @@ class InsSegTester(TesterBase):
                 for name, instances, segment, instance in self.predict(batch):
                     scenes += 1
                     if self.save_predictions:
-                        write_scene(folder, name, instances, {k: class_ids[k] for k in classes})
+                        self._save(folder, name, instances, {k: class_ids[k] for k in classes}, scenes - 1)
                     mine = []
                     if segment is not None and instance is not None:
                         args = (list(classes), self.instance_ignore_index, self.min_region_size)
@@ -108,6 +109,13 @@ class InsSegTester(TesterBase):
             if name is None and self.save_predictions:
                 raise KeyError("InsSegTester: files are named after scenes, and the samples have no 'name'; Collect must keep it")
             yield str(name), instances, segment, instance
+
+    def _save(self, folder: Path, name: str, instances: Instances, class_ids: Mapping[int, int], finished: int) -> None:
+        try:
+            write_scene(folder, name, instances, class_ids)
+        except OSError as error:
+            kept = f"the {finished} scenes before it are whole in {folder}" if finished else "no scene was finished before it"
+            raise OSError(error.errno, f"scene {name}: its instances cannot be written ({error.strerror}); {kept}") from error
 
     def _score(self, matches: Sequence[Any], classes: Mapping[int, str]) -> Scores:
         if not matches:
