@@ -34,6 +34,7 @@ REQUIRED = {
 OPTIONAL = {
     "embreex": ("pip install embreex", "casts the rays of the rooms some hundred times faster"),
     "laspy": ('pip install "laspy[lazrs]"', "LAS and LAZ files in and out of pointcept3m predict"),
+    "umap": ("pip install umap-learn", "pointcept3m visualize --color umap"),
     "timm": ("pip install timm", "RADIO, DINOv2 and DINOv3 as teachers"),
     "open_clip": ("pip install open-clip-torch", "dense CLIP as teacher"),
     "spconv": ("pip install spconv-cu120", 'backend="spconv" (NVIDIA GPU)'),
