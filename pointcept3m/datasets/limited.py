@@ -4,7 +4,6 @@ Both are ScanNet's Data Efficient benchmark's, as Pointcept reads them: a text f
 torch file of a dict {scene name: row numbers}. Every `PointDataset` takes them.
 """
 
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pointcept3m.utils.files import atomic_write, near_files
 from pointcept3m.utils.registry import near_names
 from pointcept3m.utils.seed import mix_seed
+from pointcept3m.utils.torch_files import load_plain
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -38,15 +38,7 @@ def read_annotated_rows(path: str | Path) -> dict[str, NDArray[np.int64]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of annotated points (la_file); {near_files(path)}")
-    # what numpy needs to rebuild an array of numbers; no other global may run while the file is read
-    rebuild = np.empty(0).__reduce__()[0]
-    old_name = (rebuild, "numpy.core.multiarray._reconstruct")  # as numpy 1 wrote it
-    numpy_parts = [rebuild, old_name, np.ndarray, np.dtype, np.dtypes.Int64DType, np.dtypes.Int32DType]
-    with torch.serialization.safe_globals(numpy_parts):
-        try:
-            table = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path}: not a plain torch file of row numbers ({error})") from error
+    table = load_plain(path)
     if not isinstance(table, dict):
         raise ValueError(f"{path}: wanted a dict of scene names, got {type(table).__name__}")
     return {str(name): np.asarray(rows, dtype=np.int64).reshape(-1) for name, rows in table.items()}

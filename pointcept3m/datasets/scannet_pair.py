@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -21,6 +20,7 @@ from pointcept3m.datasets.transforms.collect import Collect
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.keys import register_key
 from pointcept3m.utils.files import near_files
+from pointcept3m.utils.torch_files import load_plain
 
 logger = logging.getLogger("pointcept3m")
 
@@ -177,15 +177,7 @@ def _read_npz(path: Path) -> dict[str, NDArray]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    """A dict of numpy arrays; torch's restricted unpickler refuses anything else."""
-    rebuild = np.zeros(1).__reduce__()[0]  # what makes an array from a file; its module's name differs by numpy version
-    allowed = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "u1", "i4", "i8"))]
-    allowed += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds too
-        raise ValueError(f"{path}: not a dict of arrays ({error})") from error
+    content = load_plain(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: wanted a dict of arrays, got {type(content).__name__}")
     return content

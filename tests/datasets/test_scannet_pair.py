@@ -222,7 +222,7 @@ class TestPointceptFiles:
                 return print, ("run",)
 
         torch.save(dict(coord=Evil()), tmp_path / "evil.pth")
-        with pytest.raises(ValueError, match=r"evil.pth: not a dict of arrays"):
+        with pytest.raises(ValueError, match=r"evil.pth: not a plain torch file of numbers"):
             read_frame(tmp_path / "evil.pth")
         np.savez(tmp_path / "evil.npz", coord=np.array([Evil()], dtype=object))
         with pytest.raises(ValueError, match=r"evil.npz: not a readable .npz"):
