@@ -210,6 +210,9 @@ def test_bad_batches():
     model, sample = build(), batch()
     with pytest.raises(KeyError, match="PG-v1m1: training needs 'instance_centroid'"):
         model({key: value for key, value in sample.items() if key != "instance_centroid"})
+    unparsed = model.eval()({key: value for key, value in sample.items() if key != "instance_centroid"})
+    assert sorted(unparsed) == ["pred_classes", "pred_masks", "pred_scores", "seg_logits"]
+    model.train()
     sample["segment"][3] = CLASSES
     sample["segment"][4] = -2
     with pytest.raises(ValueError, match=r"segment must lie in 0..4 or be -1, got \[-2, 5\] in 2 points"):

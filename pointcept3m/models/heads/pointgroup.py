@@ -14,6 +14,7 @@ from pointcept3m.ops.segment import segment_csr
 from .segmentor import features_of
 
 Config = Mapping[str, Any]
+LABELS = ("segment", "instance", "instance_centroid")
 
 
 @MODELS.register_module("PG-v1m1")
@@ -28,7 +29,7 @@ class PointGroup(nn.Module):
     L1 distance in metres to the true way (Eq. 1 of the paper), minus the cosine to it (Eq. 2). The latter two are means
     over points that have an instance, 0 where none has; the first is 0 where every label is ignored.
 
-    Evaluation returns those where the batch has labels, seg_logits [N, semantic_num_classes], and on the CPU, for P
+    Evaluation returns those where the batch has all of LABELS, seg_logits [N, semantic_num_classes], and on the CPU, for P
     proposals in the order of their first points: pred_scores [P] float32, pred_classes [P] int64, and pred_masks, a
     sparse COO tensor [P, N] of bool with one entry for each point of a proposal (Pointcept's is dense, of int32;
     `.to_dense()` makes that of it). A proposal never reaches from one scene of the batch into another.
@@ -85,7 +86,7 @@ class PointGroup(nn.Module):
         self.seg_criteria = build_criteria(dict(type="CrossEntropyLoss", ignore_index=semantic_ignore_index))
 
     def forward(self, input_dict: dict[str, Any]) -> dict[str, Tensor]:
-        has_labels = "segment" in input_dict and "instance" in input_dict
+        has_labels = all(key in input_dict for key in LABELS)
         if self.training:
             self._check_training_batch(input_dict)
         if has_labels:
@@ -143,7 +144,7 @@ class PointGroup(nn.Module):
         return {"pred_scores": scores.cpu(), "pred_masks": masks, "pred_classes": classes.cpu()}
 
     def _check_training_batch(self, input_dict: Mapping[str, Any]) -> None:
-        missing = [key for key in ("segment", "instance", "instance_centroid") if key not in input_dict]
+        missing = [key for key in LABELS if key not in input_dict]
         if missing:
             raise KeyError(
                 f"{self.name}: training needs {missing[0]!r} in the batch, got {sorted(input_dict)}; InstanceParser makes "
