@@ -188,7 +188,7 @@ def _read_pcd(path: Path) -> Cloud:
 def _read_las(path: Path) -> Cloud:
     from pointcept3m.datasets.readers.las import read_las
 
-    up, unit = (np.array([0.0, 0.0, 1.0]), "LAS files have z up"), (1.0, "LAS files are in metres")
+    up, unit = (np.array([0.0, 0.0, 1.0]), "LAS files have z up"), (1.0, "most LAS files have it, some are in feet")
     coord, color = read_las(path)
     return Cloud(str(path), path.suffix.lower()[1:], coord, color, up=up, unit=unit)
 
