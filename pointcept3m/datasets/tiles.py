@@ -71,8 +71,8 @@ def _halve(coord: NDArray, cost: NDArray, most: float, margin: float, tile: Tile
         )
     cut = float(np.median(inside[cost[core] > 0, axis])) if (cost[core] > 0).any() else float((low[axis] + high[axis]) / 2)
     cut = float(np.clip(cut, low[axis] + margin, high[axis] - margin)) if margin else cut
-    if cut <= low[axis]:  # half of the points share the lowest place
-        cut = float((low[axis] + high[axis]) / 2)
+    if cut <= low[axis]:  # half of the points share the lowest place: they are cut off
+        cut = float(np.nextafter(low[axis], high[axis]))
     along = coord[tile.rows, axis]
     upper, lower = tile.high.copy(), tile.low.copy()
     upper[axis] = lower[axis] = cut

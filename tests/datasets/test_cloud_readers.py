@@ -359,6 +359,10 @@ def test_normals_where_most_points_stand_at_one_place(monkeypatch):
     normal = estimate_normals(np.concatenate([np.zeros((1000, 3)), floor]).astype(np.float32))
     assert np.isfinite(normal).all()
     np.testing.assert_allclose(np.abs(normal[1000:, 2]), 1, atol=1e-5)
+    # a middle between two neighbouring numbers is one of the two
+    twins = np.repeat(np.float32([1, np.nextafter(np.float32(1), 2)]), [600, 400])
+    cloud = np.column_stack([twins, np.zeros((1000, 2))]).astype(np.float32)
+    assert sorted(len(tile.rows) for tile in cut_tiles(cloud, np.ones(1000), 500, 0.0)) == [400, 600]
 
 
 def test_tiles_cover_every_point_once_and_its_surroundings():
