@@ -21,7 +21,7 @@ def test_training_learns_and_leaves_its_files(tmp_path, toy, losses):
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
     assert {"config", "train", "metrics", "run", "report", "events", "model", "result"} <= names
     scores = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert set(scores) == {"task", "dataset", "split", "weight", "seed", "metrics", "per_class", "seconds"}
+    assert set(scores) == {"task", "dataset", "split", "weight", "seed", "protocol", "metrics", "per_class", "seconds"}
     assert (scores["task"], scores["dataset"], scores["split"], scores["seed"]) == ("semseg", "ToyScenes", "val", 3)
     assert scores["metrics"]["mIoU"] > 0.6 and scores["metrics"]["test_mIoU"] > 0.6 and scores["per_class"]["x"]["iou"] > 0.4
     assert Config.fromfile(tmp_path / "run/config.py").epoch == 40
