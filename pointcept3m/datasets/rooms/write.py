@@ -1,7 +1,5 @@
 """Rooms on disk, in the one scene layout: `write_rooms(root, split, count)`."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from pointcept3m.datasets.rooms.categories import object_labels
 from pointcept3m.datasets.rooms.layout import generate_room
 from pointcept3m.datasets.rooms.render import Frames, render_frames
 from pointcept3m.datasets.rooms.scan import Cloud, scan_cloud
+from pointcept3m.utils.files import atomic_folder
 from pointcept3m.utils.processes import as_done
 
 DONE = ".done"
@@ -61,15 +60,10 @@ def write_room(folder: Path, seed: int, split: str, num_frames: int, size: tuple
     frames = render_frames(room, num_frames, size, caster)
     cloud = scan_cloud(room, frames, caster, spacing)
     labels = object_labels(room)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    _write_cloud(part, cloud, labels)
-    _write_frames(part, frames, labels)
-    (part / DONE).write_text(settings)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(part, path)
+    with atomic_folder(path) as part:
+        _write_cloud(part, cloud, labels)
+        _write_frames(part, frames, labels)
+        (part / DONE).write_text(settings)
     return path
 
 
