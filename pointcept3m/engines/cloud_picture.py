@@ -1,7 +1,6 @@
 """Pictures of point clouds without a GPU or a window: a camera that sees into a room, and splats with a depth buffer."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,11 +219,6 @@ class Picture:
         height, width = self.size
         image = image.reshape(height, self.oversample, width, self.oversample, 3).mean(axis=(1, 3))
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def draw_cloud(coord: NDArray, color: NDArray, camera: Camera, **settings: Any) -> NDArray[np.uint8]:
-    """The cloud as the camera sees it, uint8 [H, W, 3]; `settings` are those of `Picture`."""
-    return Picture(coord, camera, **settings).draw(color)
 
 
 def magnified(camera: Camera, factor: int) -> Camera:

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from pointcept3m.engines import cloud_picture, sheet
-from pointcept3m.engines.cloud_picture import Camera, Picture, draw_cloud, looking
+from pointcept3m.engines.cloud_picture import Camera, Picture, looking
 from pointcept3m.utils import palette
+
+
+def draw_cloud(coord, color, camera, **settings):
+    return Picture(coord, camera, **settings).draw(color)
+
 
 STRAIGHT = Camera(np.eye(3), np.zeros(3), focal=100.0, center=(20.0, 15.0), size=(30, 40))
 
