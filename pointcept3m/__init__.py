@@ -11,8 +11,8 @@ def load(weight: Any, config: Any = None, device: Any = None) -> Any:
     weight: a .pth or .safetensors file that carries its config, or a run folder. config: a config file, for weights that
     carry none. device: "cpu", "cuda", ...
 
-    Returns: `pointcept3m.engines.predictor.Predictor`. Raises: FileNotFoundError, ValueError; its `load` says when.
+    Returns: `pointcept3m.engines.predict.predictor.Predictor`. Raises: FileNotFoundError, ValueError; its `load` says when.
     """
-    from pointcept3m.engines import predictor
+    from pointcept3m.engines.predict import predictor
 
     return predictor.load(weight, config, device)

@@ -48,7 +48,7 @@ def test(argv: Sequence[str]) -> int:
 
 def predict(argv: Sequence[str]) -> int:
     """`pointcept3m predict`: the arguments of tools/predict.py."""
-    from pointcept3m.engines.predict import predict_main
+    from pointcept3m.engines.predict.command import predict_main
 
     return predict_main(list(argv))
 
@@ -115,7 +115,7 @@ def visualize(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(join_values(argv, ("--query", "--range", "--up-axis", "--azimuth")))
     arguments.color = arguments.color or ["pca"]
 
-    from pointcept3m.engines.visualize import run_visualize
+    from pointcept3m.engines.visualize.command import run_visualize
 
     run_visualize(arguments)
     return 0

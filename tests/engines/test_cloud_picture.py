@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pointcept3m.engines import cloud_picture, sheet
-from pointcept3m.engines.cloud_picture import Camera, Picture, looking
+from pointcept3m.engines.visualize import cloud_picture, sheet
+from pointcept3m.engines.visualize.cloud_picture import Camera, Picture, looking
 from pointcept3m.utils import palette
 
 

@@ -14,7 +14,7 @@ from pointcept3m.datasets.readers.ply import read_ply, write_ply
 from pointcept3m.datasets.tiles import cut_tiles
 from pointcept3m.engines.checkpoint import save_weights
 from pointcept3m.engines.defaults import fill_registries
-from pointcept3m.engines.votes import InstanceMerge, Votes
+from pointcept3m.engines.predict.votes import InstanceMerge, Votes
 from pointcept3m.models import MODELS, build_model
 from pointcept3m.utils.config import Config
 from tests.datasets.test_cloud_readers import room
@@ -368,7 +368,7 @@ def test_the_command(tmp_path, weight, cloud, capsys):
 
 
 def test_what_cannot_work_is_said_before_any_work(tmp_path, weight, cloud, capsys, monkeypatch):
-    from pointcept3m.engines import predictor
+    from pointcept3m.engines.predict import predictor
 
     write_ply(tmp_path / "scan.ply", cloud["coord"])
     (tmp_path / "file").write_text("")

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from pointcept3m.cli import main
 from pointcept3m.datasets.readers.ply import read_ply
-from pointcept3m.engines import embedding, point_features
 from pointcept3m.engines.checkpoint import save_weights
-from pointcept3m.engines.scene_files import PointScene
+from pointcept3m.engines.visualize import embedding, point_features
+from pointcept3m.engines.visualize.scene_files import PointScene
 from pointcept3m.models import build_model
 from pointcept3m.utils import palette
 from pointcept3m.utils.config import Config

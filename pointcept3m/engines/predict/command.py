@@ -60,8 +60,8 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
         before anything is computed.
     """
     arguments = build_parser().parse_args(join_axis(argv))
-    from pointcept3m.engines.prediction import check_output
-    from pointcept3m.engines.predictor import load
+    from pointcept3m.engines.predict.prediction import check_output
+    from pointcept3m.engines.predict.predictor import load
     from pointcept3m.utils.files import near_files
 
     out = check_output(arguments.out, arguments.overwrite)

@@ -22,11 +22,11 @@ from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.engines.convention import InputConvention, check_input, input_convention
 from pointcept3m.engines.defaults import class_settings, fill_registries, import_custom, with_defaults
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.prediction import Prediction
-from pointcept3m.engines.scan_input import ScanInput, scan_input
+from pointcept3m.engines.predict.prediction import Prediction
+from pointcept3m.engines.predict.scan_input import ScanInput, scan_input
+from pointcept3m.engines.predict.votes import InstanceMerge, Votes
 from pointcept3m.engines.step import Precision
 from pointcept3m.engines.testers.semseg import share_rulebooks
-from pointcept3m.engines.votes import InstanceMerge, Votes
 from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.ops.voxelize import Voxels
 from pointcept3m.structures.keys import index_operator

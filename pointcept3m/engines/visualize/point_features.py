@@ -19,8 +19,8 @@ from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.engines.convention import check_input
 from pointcept3m.engines.defaults import fill_registries, import_custom, with_defaults
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.predictor import find_weight
-from pointcept3m.engines.scene_files import PointScene
+from pointcept3m.engines.predict.predictor import find_weight
+from pointcept3m.engines.visualize.scene_files import PointScene
 from pointcept3m.models import build_model
 from pointcept3m.models.heads.segmentor import features_of
 from pointcept3m.utils.config import Config

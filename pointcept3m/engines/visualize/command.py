@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from pointcept3m.datasets.readers.ply import needs_double, write_ply
-from pointcept3m.engines import cloud_picture, embedding, point_features, sheet
-from pointcept3m.engines.point_features import InputRecipe, VoxelOutput
-from pointcept3m.engines.predictor import Predictor, load
-from pointcept3m.engines.scene_files import SEGMENTS, PointScene, open_scenes, segment_asset_of
+from pointcept3m.engines.predict.predictor import Predictor, load
+from pointcept3m.engines.visualize import cloud_picture, embedding, point_features, sheet
+from pointcept3m.engines.visualize.point_features import InputRecipe, VoxelOutput
+from pointcept3m.engines.visualize.scene_files import SEGMENTS, PointScene, open_scenes, segment_asset_of
 from pointcept3m.utils import palette
 from pointcept3m.utils.config import Config
 from pointcept3m.utils.files import near_files, replacing, try_folder
