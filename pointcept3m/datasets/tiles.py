@@ -67,7 +67,7 @@ def _halve(coord: NDArray, cost: NDArray, most: float, margin: float, tile: Tile
         size = " x ".join(f"{length:.2f}" for length in high - low)
         raise ValueError(
             f"a box of {size} m and {margin:g} m of overlap around it hold {total:,.0f} voxels, more than the {most:,.0f} "
-            "that are predicted at a time (--max-points); raise that or lower --overlap"
+            "that pass through the network at a time (--max-points); raise that or lower the overlap"
         )
     cut = float(np.median(inside[cost[core] > 0, axis])) if (cost[core] > 0).any() else float((low[axis] + high[axis]) / 2)
     cut = float(np.clip(cut, low[axis] + margin, high[axis] - margin)) if margin else cut

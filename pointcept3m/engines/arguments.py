@@ -44,7 +44,7 @@ def visualize_argument_parser() -> argparse.ArgumentParser:
     add("--umap-points", type=int, default=20_000, metavar="N", help="umap: voxels that are embedded; others take the place of their nearest (%(default)s)")
     add("--range", type=numbers(2), metavar="LOW,HIGH", help="similarity: limits of the colour scale (2nd percentile to 1)")
     add("--seed", type=int, default=0, help="seed of what is drawn: points of voxels, umap, random weights (%(default)s)")
-    add("--device", default="cpu", help="where the network runs, for example cuda (%(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--max-points", type=int, default=400_000, metavar="N", help="voxels in one pass, as predict has it; larger scenes are cut (%(default)s)")
     picture = wanted("picture")
     picture.add_argument("--view", default="iso", choices=("iso", "top", "front"), help="where the camera stands (%(default)s)")
@@ -57,7 +57,7 @@ def visualize_argument_parser() -> argparse.ArgumentParser:
     scan.add_argument("--unit", metavar="UNIT", help="m, cm, mm, ft, in, or metres in a unit")
     scan.add_argument("--color-range", metavar="RANGE", help="0..1, -1..1, 0..255, 0..65535")
     scan.add_argument("--normals", choices=("auto", "file", "estimate"), help="of the file, or estimated")
-    scan.add_argument("--fill-color", type=numbers(3), metavar="R,G,B", help="fed to the network where a scan has no colours")
+    scan.add_argument("--fill-color", type=float, nargs=3, metavar=("R", "G", "B"), help="0..255, fed to the network where a scan has no colours")
     return parser
 
 

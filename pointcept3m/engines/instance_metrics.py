@@ -157,8 +157,9 @@ def match_instances(
     """Counts what predictions and true instances share. O(entries + predictions x true instances).
 
     segment, instance [N]: the true class and instance of each point. A true instance is what one id and one class have
-    in common. Void are points of no valid class and points without an instance, which the benchmark's files give id 0;
-    Pointcept, which matches otherwise as the benchmark does, calls void the former alone. Predictions of other classes,
+    in common. Void are points of no valid class and points without an instance, which the benchmark's files give id 0:
+    ScanNet's script takes `gt_ids // 1000` that is no valid class for void (an old version of it compared `gt_ids`
+    itself and so ignored nothing). Pointcept, which matches otherwise as the benchmark does, calls void the former alone. Predictions of other classes,
     or of fewer than `min_region_size` points, are left out.
 
     Raises: ValueError where the labels are not as many as the points.

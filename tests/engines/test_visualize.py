@@ -282,7 +282,7 @@ def test_scans_that_lack_something(weight, tmp_path, capsys):
     ):
         status, _, error = run(capsys, bare, "--weight", weight, "--out", out, *words)
         assert status == 1 and sentence in error
-    assert run(capsys, bare, "--weight", weight, "--out", out, "--fill-color", "127,127,127", "--size", 100)[0] == 0
+    assert run(capsys, bare, "--weight", weight, "--out", out, "--fill-color", 127, 127, 127, "--size", 100)[0] == 0
     status, _, error = run(capsys, tmp_path / "missing", "--weight", weight, "--out", out)
     assert status == 1 and "no such scene" in error and "bare" in error
     (tmp_path / "file").write_text("")

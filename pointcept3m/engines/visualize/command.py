@@ -135,6 +135,7 @@ def check_arguments(arguments: argparse.Namespace, kinds: Sequence[str]) -> None
         raise ValueError(f"--ceiling: wanted auto, keep or metres above the floor, got {arguments.ceiling}")
     if arguments.range is not None and not arguments.range[0] < arguments.range[1]:
         raise ValueError(f"--range: wanted LOW,HIGH with LOW below HIGH, got {arguments.range}")
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:

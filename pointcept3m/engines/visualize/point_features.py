@@ -172,7 +172,7 @@ def check_attributes(needs: Sequence[str], scenes: Sequence[PointScene], weight:
         if missing:
             raise ValueError(
                 f"{scene.name} has no {' and no '.join(missing)}, and {weight} was trained on {' and '.join(needs)}"
-                + ("; --fill-color 127,127,127 feeds it grey all the same" if "color" in missing else "")
+                + ("; --fill-color 127 127 127 feeds it grey all the same" if "color" in missing else "")
             )
 
 
