@@ -1,6 +1,6 @@
 """Instance segmentation of generated rooms by PointGroup, for a CPU.
 
-From scratch as it stands; from a pretraining with weight=exp/rooms/pretrain/model/model_last.pth, whose backbone is taken.
+From scratch as it stands; from a pretraining with weight=exp/gaussiancross/rooms/model/model_last.pth, whose backbone is taken.
 The network and its input are those of configs/gaussiancross/rooms.py. What Pointcept counts in points (cluster_*) is
 smaller here: on a grid of 0.06 m an object has a ninth of the points that it has on ScanNet's 0.02 m. 384 steps, about
 two minutes on one core.

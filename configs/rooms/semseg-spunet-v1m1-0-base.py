@@ -1,6 +1,6 @@
 """Semantic segmentation of generated rooms, for a CPU: the recipe that every other semseg config here changes in a line or two.
 
-From scratch as it stands; from a pretraining with weight=exp/rooms/pretrain/model/model_last.pth, whose backbone is taken.
+From scratch as it stands; from a pretraining with weight=exp/gaussiancross/rooms/model/model_last.pth, whose backbone is taken.
 The network and its input are those of configs/gaussiancross/rooms.py. 192 steps, about a minute on one core. Training ends with
 the validation; `sh tools/test.sh -d rooms -n NAME` votes over four rotations.
 """
