@@ -432,6 +432,15 @@ def test_hard_scans(weight):
             model.predict(np.zeros((5, 3)), say=quiet, **options)
 
 
+def test_float16_on_a_cpu_is_said_to_be_float32(tmp_path, cloud):
+    said = []
+    half = pointcept3m.load(save(config(enable_amp=True, amp_dtype="float16"), tmp_path / "half.safetensors"), device="cpu")
+    full = pointcept3m.load(save(config(), tmp_path / "full.safetensors"), device="cpu")
+    result = half.predict(cloud, say=said.append)
+    assert [line for line in said if "on this CPU the run computes in float32" in line]
+    np.testing.assert_array_equal(result.confidence, full.predict(cloud, say=quiet).confidence)
+
+
 def test_importing_the_package_imports_no_torch():
     code = "import sys, pointcept3m; pointcept3m.load; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,6 +1,5 @@
 """What a prediction is: classes on the points that went in, as a table, a legend and a file."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pointcept3m.utils.files import atomic_write, replacing
+from pointcept3m.utils.files import atomic_write, replacing, try_folder
 from pointcept3m.utils.palette import UNLABELLED, class_colors
 
 OUTPUTS = (".ply", ".npy", ".npz", ".las", ".laz")
@@ -100,16 +99,14 @@ class Prediction:
         return fields
 
     def _write_ply(self, path: Path, confidence: bool) -> None:
-        from pointcept3m.datasets.readers.ply import write_ply
+        from pointcept3m.datasets.readers.ply import needs_double, write_ply
 
         fields = self._fields(confidence)
         if self.color is not None:
             original = to_bytes(self.color)
             fields.update({f"scan_{name}": original[:, i] for i, name in enumerate(("red", "green", "blue"))})
-        # beyond 4 km float32 is off by more than a quarter of a millimetre
-        double = bool(np.abs(self.coord[np.isfinite(self.coord)]).max(initial=0) > 4096) and self.coord.dtype != np.float32
         with replacing(path) as temporary:
-            write_ply(temporary, self.coord, self.class_color, double=double, **fields)
+            write_ply(temporary, self.coord, self.class_color, double=needs_double(self.coord), **fields)
 
     def _write_las(self, path: Path, confidence: bool) -> None:
         from pointcept3m.datasets.readers.las import write_las
@@ -146,8 +143,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
         raise FileExistsError(f"--out {path}: exists; pass --overwrite to replace it, or another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        try_folder(path.parent)
     except OSError as error:
         raise type(error)(f"--out {path}: its folder cannot be written to ({error.strerror or error})") from error
     return path

@@ -128,6 +128,8 @@ class Predictor:
         scan = prepare_scan(cloud, scan_options, self.needs)
         for guess in scan.guesses:
             say(guess)
+        if self.precision.note:
+            say(self.precision.note)
         size = " x ".join(f"{length:.2f}" for length in np.ptp(scan.coord, axis=0))
         say(f"{cloud.name}: {len(scan.coord):,} points over {size} m")
         sample = {"coord": scan.coord, "color": scan.color, "normal": scan.normal}
