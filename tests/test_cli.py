@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from pointcept3m import cli
 from pointcept3m.engines import check
+from pointcept3m.ops import _inventory, _library
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -161,6 +163,27 @@ def test_check_names_the_command_for_an_optional_package(monkeypatch):
     monkeypatch.setitem(check.OPTIONAL, "no_such_module", ("pip install no-such-package", "nothing"))
     row = check._optional("no_such_module", *check.OPTIONAL["no_such_module"])
     assert row.ok is None and row.note.startswith("pip install no-such-package")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "words"),
+    [("12.8", "pip install spconv-cu126"), ("12.0", "pip install spconv-cu120"), ("11.7", "pip install spconv-cu117"),
+     ("13.2", "no build of it for CUDA 13.2"), ("11.3", "no build of it for CUDA 11.3"), (None, "this torch is for the CPU")],
+)  # fmt: skip
+def test_check_names_the_spconv_that_fits_the_torch(monkeypatch, cuda, words):
+    monkeypatch.setattr(check, "_torch_cuda", lambda: cuda)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    note = check._optional("spconv", *check.OPTIONAL["spconv"]).note
+    assert words in note and note.endswith('backend="spconv" (NVIDIA GPU)')
+
+
+def test_check_compares_without_saying_that_the_twin_serves(caplog, monkeypatch):
+    monkeypatch.setattr(_library, "_twins_in_use", set())
+    with caplog.at_level(logging.INFO, logger="pointcept3m"):
+        speeds = _inventory.scatter_speed(1000, 4)
+    assert "torch" in speeds
+    if "native" in speeds:
+        assert "scatter_sum" not in caplog.text
 
 
 def test_check_goes_on_after_a_broken_part():

@@ -37,11 +37,13 @@ OPTIONAL = {
     "umap": ("pip install umap-learn", "pointcept3m visualize --color umap"),
     "timm": ("pip install timm", "RADIO, DINOv2 and DINOv3 as teachers"),
     "open_clip": ("pip install open-clip-torch", "dense CLIP as teacher"),
-    "spconv": ("pip install spconv-cu120", 'backend="spconv" (NVIDIA GPU)'),
+    "spconv": ("pip install spconv", 'backend="spconv" (NVIDIA GPU)'),  # which of its packages: `spconv_command`
     "gsplat": ("pip install gsplat", 'backend="gsplat" (NVIDIA GPU and its toolkit)'),
     "torch_scatter": ("pip install --no-build-isolation torch-scatter", "compared with ours in the tests"),
     "wandb": ("pip install wandb", "logging to Weights & Biases, off by default"),
 }
+
+SPCONV_BUILDS = ((11, 4), (11, 7), (11, 8), (12, 0), (12, 1), (12, 4), (12, 6))  # CUDA versions with a package at PyPI
 
 
 class DataSet(NamedTuple):
@@ -153,6 +155,8 @@ def _required(module: str, package: str, purpose: str) -> Row:
 def _optional(module: str, command: str, purpose: str) -> Row:
     package = command.split()[-1]
     if importlib.util.find_spec(module) is None:
+        if module == "spconv":
+            command = spconv_command(_torch_cuda())
         return Row(package, None, "not installed", f"{command} : {purpose}")
     try:
         importlib.import_module(module)
@@ -162,6 +166,23 @@ def _optional(module: str, command: str, purpose: str) -> Row:
             reason += "; torch and torchvision must be builds of the same release and kind (both for CUDA, or both for the CPU)"
         return Row(package, None, f"{_version(package)}, does not import", reason)
     return Row(package, True, _version(package), purpose)
+
+
+def _torch_cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+def spconv_command(cuda: str | None) -> str:
+    """What brings spconv beside a torch for CUDA `cuda` ("12.8"; None: for the CPU): a build for the same major version."""
+    if cuda is None:
+        return "spconv has builds for CUDA only, and this torch is for the CPU"
+    ours = tuple(int(number) for number in cuda.split(".")[:2])
+    fitting = [build for build in SPCONV_BUILDS if build[0] == ours[0] and build <= ours]
+    if not fitting:
+        return f"spconv, from its source: PyPI has no build of it for CUDA {cuda}"
+    return "pip install spconv-cu{}{}".format(*fitting[-1])
 
 
 def _ops() -> list[Row]:

@@ -375,7 +375,7 @@ def _disk_message(folder: Path, state: Mapping[str, Any], error: OSError) -> str
         kept = f"{last} of step {step} is whole" if step is not None else f"{last} is whole"
     return (
         f"checkpoint of step {state['global_step']}: {folder} cannot be written to ({error.strerror or error}); {kept}. "
-        f"Make room, then continue with --resume"
+        "Make room, then continue with --resume (train.sh: -r true)"
     )
 
 

@@ -399,7 +399,8 @@ class DefaultTrainer(TrainerBase):
     def _save_and_leave(self, stop: StopTraining) -> None:
         with preserved_rng():
             path = save_training(self, Path(self.save_path) / "model")
-        self.logger.info(f"{stop}: saved {path} at {self.where()}; continue with --resume")
+        done = f"{self.global_step} of {self.total_steps} steps done (epoch {min(self.epoch + 1, self.max_epoch)}/{self.max_epoch})"
+        self.logger.info(f"{stop}: saved {path} with {done}; continue with --resume (train.sh: -r true)")
         raise SystemExit(128 + stop.number)
 
     def _save_at_error(self, error: Exception) -> None:
@@ -418,7 +419,7 @@ class DefaultTrainer(TrainerBase):
             if str(second) != str(error):
                 add_note(error, f"the state after step {self.global_step} could not be saved ({type(second).__name__}: {second})")
             return
-        note = f"the state after step {self.global_step} is saved in {path}; continue with --resume"
+        note = f"the state after step {self.global_step} is saved in {path}; continue with --resume (train.sh: -r true)"
         add_note(error, note)
         self.logger.info(note)
 

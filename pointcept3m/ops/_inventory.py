@@ -38,8 +38,8 @@ def scatter_speed(num_points: int = 200_000, channels: int = 32) -> dict[str, fl
     source = torch.rand(num_points, channels, generator=generator)
     index = torch.randint(10_000, (num_points,), generator=generator)
     op = torch.ops.pointcept3m.scatter_sum.default
-    twin = torch._C.DispatchKey.CompositeExplicitAutograd
-    speeds = {"torch": _best_of(lambda: op._op_dk(twin, source, index, 10_000))}
+    twin = _library.twin_of("scatter_sum")
+    speeds = {"torch": _best_of(lambda: twin(source, index, 10_000))}
     if _server(PREFIX + "scatter_sum", "CPU") == "native":
         speeds["native"] = _best_of(lambda: op(source, index, 10_000))
     return speeds

@@ -17,6 +17,7 @@ NAMESPACE = "pointcept3m"
 FOLDER = Path(__file__).parents[1]
 logger = logging.getLogger("pointcept3m")
 _definitions = torch.library.Library(NAMESPACE, "DEF")
+_twins: dict[str, Callable] = {}
 _twins_in_use: set[tuple[str, str]] = set()
 _warned: set[str] = set()
 
@@ -74,6 +75,7 @@ def define(schema: str, twin: Callable) -> None:
             _say_twin_serves(name, device)
         return twin(*args, **kwargs)
 
+    _twins[name] = twin
     _definitions.define(schema)
     _definitions.impl(name, serve, "CompositeExplicitAutograd")
 
@@ -87,6 +89,11 @@ def _say_twin_serves(name: str, device: str) -> None:
         logger.warning("ops run in plain torch on %s, slower: compiled %s library %s", device, device.upper(), status)
     why = f"there is no {device} kernel" if loaded else "the library is not in use"
     logger.info("ops.%s runs in plain torch on %s: %s", name, device, why)
+
+
+def twin_of(name: str) -> Callable:
+    """The plain-torch function behind op `name`, for comparisons; it serves nobody, so no log line says that it does."""
+    return _twins[name]
 
 
 def native_loaded() -> bool:

@@ -42,6 +42,17 @@ def test_resume_is_exact(tmp_path, toy, train, losses, changes, step):
     assert whole.best_metric_value == resumed.best_metric_value
 
 
+@pytest.mark.parametrize(("step", "point", "words"), [(12, "after_epoch", "12 of 24 steps done (epoch 1/2)"), (5, "after_step", "5 of 24 steps done (epoch 1/2)")])
+def test_a_signal_says_what_is_done(tmp_path, toy, train, step, point, words):
+    """Also after the last step of an epoch, while its hooks run."""
+    cfg = toy.toy_config(tmp_path / "cut")
+    cfg["hooks"].insert(1, dict(type="SignalAt", step=step, point=point))
+    with pytest.raises(SystemExit):
+        train(cfg)
+    log = (tmp_path / "cut/train.log").read_text()
+    assert f"model_last.pth with {words}; continue with --resume (train.sh: -r true)" in log
+
+
 def test_other_seed_gives_other_losses(tmp_path, toy, train, losses):
     """The negative control of the test above: equality there is not an accident of a training without randomness."""
     train(toy.toy_config(tmp_path / "a"))
@@ -219,7 +230,7 @@ def test_an_error_in_the_data_saves_what_was_done(tmp_path, toy, train, losses, 
         train(cfg)
     done = len(losses(tmp_path / "cut"))
     assert 0 < done < 12 and caught.value.__notes__ == [
-        f"the state after step {done} is saved in {tmp_path / 'cut/model/model_last.pth'}; continue with --resume"
+        f"the state after step {done} is saved in {tmp_path / 'cut/model/model_last.pth'}; continue with --resume (train.sh: -r true)"
     ]
     (tmp_path / "broken").unlink()
     train({**cfg, "resume": True})

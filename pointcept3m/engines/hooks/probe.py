@@ -52,6 +52,8 @@ class LinearProbe(HookBase):
             DataLoader(build_dataset(cfg), batch_size=1, shuffle=False, collate_fn=collate_fn) for cfg in (self.train, self.val)
         ]
         names = tuple(f"{cfg['type']} (split {cfg.get('split', part)})" for part, cfg in (("train", self.train), ("val", self.val)))
+        scenes = " and ".join(f"{len(loader.dataset)} scenes of {name}" for loader, name in zip(loaders, names, strict=True))
+        trainer.logger.info(f"linear probe: features of {scenes}, then {self.steps} steps of fitting; no line until it is done")
         scores = linear_probe(
             backbone, *loaders, len(self.class_names), trainer.device, self.max_points, self.steps, trainer.seed, names
         )

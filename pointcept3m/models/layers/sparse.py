@@ -379,6 +379,6 @@ def _import_spconv():
         import spconv.pytorch as spconv
     except ImportError:
         raise ImportError(
-            "backend='spconv' needs the package spconv (on a GPU: spconv-cu120); backend='native' needs nothing"
+            "backend='spconv' needs the package spconv (`pointcept3m check` says which of its packages fits); backend='native' needs nothing"
         ) from None
     return spconv
