@@ -31,13 +31,20 @@ parse_arguments() {
     if [ -z "$PYTHON" ]; then
         if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; else PYTHON=python; fi
     fi
+    DATASET_GIVEN=$DATASET
     find_config
     RUN="exp/$DATASET/$NAME"
     if [ -z "$CONFIG_PATH" ]; then
         CONFIG_PATH="$RUN/config.py"
         [ -f "$CONFIG_PATH" ] || fail "there is no $CONFIG_PATH; train.sh -c CONFIG -d $DATASET -n $NAME makes that run"
     fi
-    [ -f "$CONFIG_PATH" ] || fail "no config file $CONFIG_PATH; configs/ has: $(cd "$ROOT/configs" && ls -d -- */*.py 2>/dev/null | tr '\n' ' ')"
+    [ -f "$CONFIG_PATH" ] || fail "no config file $CONFIG_PATH; $(near_configs)"
+}
+
+# The end of a sentence about a config that is not there.
+near_configs() {
+    PYTHONPATH="$ROOT" "$PYTHON" -c 'import sys; from pointcept3m.utils.files import near_configs; print(near_configs(*sys.argv[1:]))' \
+        "$CONFIG_PATH" "$DATASET_GIVEN" "$ROOT" 2>/dev/null || echo "configs/*/ holds them"
 }
 
 # The config's path; and from it the dataset and the name, where they are not given.

@@ -127,6 +127,35 @@ def near_files(path: str | Path) -> str:
     return f"near it: {', '.join(str(folder / name) for name in near)}" if near else f"nothing like it lies in {folder}"
 
 
+def near_configs(path: str | Path, dataset: str = "", *roots: str | Path) -> str:
+    """The end of an error sentence about a config `path` that is not there, or a name in configs/`dataset`.
+
+    Like names in its folder; else the same or a like name in configs/*/ of the working folder or of `roots`; else what
+    its folder has, where that is one of configs/; else which folders there are.
+    """
+    path = Path(path)
+    if len(path.parts) == 1 and dataset:
+        path = Path("configs", dataset, path)
+    known = {str(file.relative_to(base)) for base in map(Path, (".", *roots)) for file in base.glob("configs/*/*.py")}
+    known = sorted({name for name in known if "/_" not in name} | {str(file) for file in path.parent.glob("*.py") if len(path.parts) > 1})
+    by_stem = {name: Path(name).stem for name in known}
+    beside = [name for name in known if Path(name).parent == path.parent]
+    near = _near_stems(path.stem, {name: by_stem[name] for name in beside}) or _near_stems(path.stem, by_stem)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if beside:
+        return f"{path.parent} has {', '.join(Path(name).name for name in beside)}"
+    folders = sorted({str(Path(name).parent) for name in known})
+    return f"configs lie in {', '.join(folders)}" if folders else "there is no folder configs/ here"
+
+
+def _near_stems(word: str, stems: dict[str, str]) -> list[str]:
+    """At most three names whose stem is `word`, or else like it, the likest first."""
+    same = [name for name, stem in stems.items() if stem == word]
+    likest = difflib.get_close_matches(word, set(stems.values()), n=3, cutoff=0.7)
+    return (same or [name for stem in likest for name in stems if stems[name] == stem])[:3]
+
+
 def _copy_stream(source: BinaryIO, target: BinaryIO) -> None:
     while chunk := source.read(1 << 20):
         target.write(chunk)

@@ -61,7 +61,12 @@ def test_resume_after_sigterm(project):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["-c", "configs/toy/tinny.py"], 2, "no config file configs/toy/tinny.py"),
+        (["-c", "configs/toy/tinny.py"], 2, "no config file configs/toy/tinny.py; did you mean configs/toy/tiny.py?\n"),
+        (["-c", "configs/toys/tiny.py"], 2, "no config file configs/toys/tiny.py; did you mean configs/toy/tiny.py?\n"),
+        (["-c", "configs/toy/large.py"], 2, "no config file configs/toy/large.py; configs/toy has tiny.py\n"),
+        (["-c", "configs/gaussiancross/roms.py"], 2, "did you mean configs/gaussiancross/rooms.py"),
+        (["-d", "toy", "-c", "tinny"], 2, "no config file tinny; did you mean configs/toy/tiny.py?\n"),
+        (["-c", "nowhere/nothing.py"], 2, "no config file nowhere/nothing.py; configs lie in configs/gaussiancross, "),
         (["-d", "toy", "-n", "nothing", "-r", "true"], 2, "there is no exp/toy/nothing/config.py"),
         ([], 2, "give -c CONFIG"),
         (["-c", "configs/toy/tiny.py", "-r", "yes"], 2, "-r takes true or false, got yes"),
