@@ -23,6 +23,8 @@ COLOR_RANGES = {"0..1": (255.0, 0.0), "-1..1": (127.5, 127.5), "0..255": (1.0, 0
 SAMPLE = 20_000  # points that guesses look at
 Z_PRIOR = 0.2  # how much better another direction must look than z
 GRAY = (127.5, 127.5, 127.5)
+GRID = 0.02  # metres; what coordinates are measured against where no model says its own
+ROOM_HEIGHT, LIKELY_HEIGHT, ROOM_AREA = (1.8, 6.0), (2.0, 4.0), (3.0, 400.0)  # metres, metres, square metres
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,15 @@ class Scan:
     guesses: list[str] = field(default_factory=list)
 
 
-def prepare_scan(cloud: Cloud, options: ScanOptions | None = None, needs: Sequence[str] = ("color", "normal")) -> Scan:
+def prepare_scan(
+    cloud: Cloud, options: ScanOptions | None = None, needs: Sequence[str] = ("color", "normal"), grid_size: float | None = None
+) -> Scan:
     """The scan that `cloud` is, with those of color and normal that the model `needs`.
 
-    Raises: ValueError where no point is finite, the cloud is larger than 10 km, colours do not fit the range, or
-    options.normals="file" and there are none.
+    grid_size: metres, the model's; coordinates that were rounded to more than half of it are refused, and to more than
+    a tenth noted. None: noted against 2 cm.
+    Raises: ValueError where no point is finite, the cloud is larger than 10 km, its coordinates are too coarse, colours do
+    not fit the range, or options.normals="file" and there are none.
     """
     options = options or ScanOptions()
     guesses = list(cloud.notes)
@@ -93,6 +99,8 @@ def prepare_scan(cloud: Cloud, options: ScanOptions | None = None, needs: Sequen
     coord = (raw - low).astype(np.float32) if far else raw.astype(np.float32)
     scale, reason = _choose_unit(cloud, coord, options)
     guesses.append(reason)
+    if doubt := _doubt_resolution(cloud.name, raw, scale, grid_size):
+        guesses.append(doubt)
     coord *= np.float32(scale)
     extent = np.ptp(coord, axis=0)
     if extent.max() > MAX_COORD:
@@ -101,6 +109,8 @@ def prepare_scan(cloud: Cloud, options: ScanOptions | None = None, needs: Sequen
     guesses.append(reason)
     if rotation is not None:
         coord = coord @ rotation.T.astype(np.float32)
+    if doubt := _doubt_unit(_robust_extent(coord), scale):
+        guesses.append(doubt)
     color = normal = None
     if "color" in needs:
         color, reason = _colors(cloud, kept, len(coord), options)
@@ -162,11 +172,89 @@ def _typical_spacing(coord: NDArray[np.float32]) -> float:
     return float(nearest.median()) if len(nearest) else 0.0
 
 
-def _robust_extent(coord: NDArray) -> NDArray[np.float64]:
-    """[3] from the 0.5th to the 99.5th percentile of a sample."""
+def _robust_box(coord: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(low, high), [3] each: the 0.5th and the 99.5th percentile of a sample."""
     sample = coord[:: max(1, len(coord) // 200_000)]
-    low, high = np.percentile(sample, [0.5, 99.5], axis=0)
-    return (high - low).astype(np.float64)
+    low, high = np.percentile(sample, [0.5, 99.5], axis=0).astype(np.float64)
+    return low, high
+
+
+def _robust_extent(coord: NDArray) -> NDArray[np.float64]:
+    low, high = _robust_box(coord)
+    return high - low
+
+
+def describe_extent(coord: NDArray[np.float32]) -> str:
+    """The size of a scan in metres, in words; where points lie far off, their number and the size without them.
+
+    Far off is farther outside the box from the 0.5th to the 99.5th percentile than that box is long.
+    """
+    full, (low, high) = _sides(np.ptp(coord, axis=0)), _robust_box(coord)
+    reach = (high - low).max()
+    number = int(((coord < low - reach) | (coord > high + reach)).any(axis=1).sum())
+    if not number:
+        return full
+    points = "1 point lies" if number == 1 else f"{number:,} points lie"
+    return f"{full}, 99 % of each axis within {_sides(high - low)}: {points} more than {reach:.3g} m off; if that is noise, remove it"
+
+
+def _sides(extent: NDArray) -> str:
+    return " x ".join(f"{length:.2f}" for length in extent) + " m"
+
+
+def coord_resolution(coord: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(what the type of the numbers tells apart [3], the step that they were seen to keep or 0 [3]), in their unit.
+
+    Doubles that are whole multiples of float32's spacing at that distance from 0 count as floats that were converted. A
+    step is seen where the gaps between the different values of an axis are multiples of the smallest.
+    """
+    sample = coord[:: max(1, len(coord) // SAMPLE)]
+    spacing, step = np.zeros(3), np.zeros(3)
+    for axis in range(3):
+        values = np.unique(sample[:, axis])
+        kind = values.dtype.type if values.dtype.kind == "f" and values.dtype.itemsize < 8 else np.float32
+        found = float(np.spacing(kind(np.median(np.abs(values)))))
+        if values.dtype.kind != "f" or (values.dtype.itemsize == 8 and np.abs(values - values.astype(np.float32)).max() > 0.01 * found):
+            found = 0.0
+        spacing[axis] = found
+        gaps = np.diff(values.astype(np.float64))
+        if len(sample) >= 1000 and len(gaps) >= 8:
+            times = gaps / gaps.min()
+            step[axis] = gaps.min() if np.abs(times - np.rint(times)).max() < 0.01 else 0.0
+    return spacing, step
+
+
+def _doubt_resolution(name: str, coord: NDArray, scale: float, grid_size: float | None) -> str:
+    """A sentence where coordinates were rounded so that a grid notices, else "". Raises ValueError for half of `grid_size`."""
+    spacing, step = (values * scale for values in coord_resolution(coord))
+    grid = grid_size or GRID
+    shown = " x ".join(f"{length:.2g}" for length in np.maximum(spacing, step))
+    against = f"{shown} m along x, y, z" + (f", and the model's grid is {grid_size:g} m" if grid_size else "")
+    way_out = "save them as doubles, or subtract an offset before saving"
+    if grid_size and spacing.max() > grid / 2:
+        raise ValueError(
+            f"{name}: so far from 0 its 32-bit coordinates come in steps of {against}: floors and walls are lost, and only the source "
+            f"of the file still has them; {way_out}"
+        )
+    if spacing.max() > grid / 10:
+        return f"caution: so far from 0 the 32-bit coordinates come in steps of {against}; {way_out}"
+    if step.max() > grid:
+        return f"caution: the coordinates come in steps of {against}: rounded, or thinned to a lattice"
+    return ""
+
+
+def _doubt_unit(extent: NDArray, scale: float) -> str:
+    """A sentence where a scan of `extent` [3] metres, z up, is no room but would be one in another unit, else ""."""
+    if ROOM_HEIGHT[0] <= extent[2] <= ROOM_HEIGHT[1]:
+        return ""
+    likely = []
+    for name, value in UNITS.items():
+        other = extent * value / scale
+        if not np.isclose(value, scale) and LIKELY_HEIGHT[0] <= other[2] <= LIKELY_HEIGHT[1] and ROOM_AREA[0] <= other[0] * other[1] <= ROOM_AREA[1]:
+            likely.append(f"--unit {name} would make it {_sides(other)}")
+    if not likely:
+        return ""
+    return f"caution: {_sides(extent)} is an odd size for a room ({extent[2]:.1f} m high); {', '.join(likely)}"
 
 
 def _choose_up(cloud: Cloud, coord: NDArray[np.float32], options: ScanOptions) -> tuple[NDArray[np.float64] | None, str]:
@@ -249,7 +337,8 @@ def _normals(cloud: Cloud, kept, coord: NDArray[np.float32], rotation: NDArray |
         raise ValueError(f"{cloud.name}: has no normals; --normals estimate computes some")
     if cloud.normal is None or options.normals == "estimate":
         why = "as --normals says" if options.normals == "estimate" else "the scan has none; --normals file refuses such scans"
-        return estimate_normals(coord), f"normals: estimated from the 16 nearest points, turned to the open side: {why}"
+        how = f"estimated from the {min(16, len(coord))} nearest points, turned to the open side" if len(coord) > 2 else "(0, 0, 1), for want of a plane"
+        return estimate_normals(coord), f"normals: {how}: {why}"
     normal = kept(cloud.normal).astype(np.float32)
     if rotation is not None:
         normal = normal @ rotation.T.astype(np.float32)

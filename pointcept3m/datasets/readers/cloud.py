@@ -5,11 +5,13 @@
     .las .laz      through laspy (pip install "pointcept3m[io]")
     .npy           [N, 3] coordinates, [N, 6] with colours or normals, [N, 9] with both, or a structured array
     .npz           arrays under names such as coord, color, normal
+    .xyz .txt .csv .asc .pts   text, one point a line: as .npy, or columns by the names in the first line
     folder         of coord.npy color.npy normal.npy (Pointcept), or of posed RGB-D frames, which are fused
 
 Numbers come out as they are in the file; what they mean (unit, up, range of colours) is guessed in `datasets/scan.py`.
 """
 
+import shlex
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ COLUMNS = {
     "color": (("red", "green", "blue"), ("r", "g", "b"), ("R", "G", "B"), ("diffuse_red", "diffuse_green", "diffuse_blue")),
     "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
 }
+MESHES = (".obj", ".stl", ".off", ".glb", ".gltf")
 MAX_INFLATION = 1100  # deflate cannot make a byte into more than 1,032
 
 
@@ -72,7 +75,8 @@ def read_cloud(path: str | Path, columns: str = "auto", **rgbd: Any) -> Cloud:
     """The cloud in `path`, a file or a folder of the kinds that this module's docstring lists.
 
     Args:
-        columns: what columns 3 to 5 of an .npy [N, 6] hold, "color" or "normal"; "auto" looks at the numbers.
+        columns: what columns 3 to 5 of an .npy [N, 6] or of six columns of text hold, "color" or "normal"; "auto" looks
+            at the numbers.
         rgbd: for a folder of RGB-D frames: kind, intrinsic, units_per_metre, on_bad_frame as `open_rgbd`, and voxel,
             max_depth as `FusionSettings`.
 
@@ -83,12 +87,35 @@ def read_cloud(path: str | Path, columns: str = "auto", **rgbd: Any) -> Cloud:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {near_files(path)}")
     if path.is_dir():
-        return _read_scene(path) if (path / "coord.npy").is_file() else _read_rgbd(path, rgbd)
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path}: cannot tell what it is; wanted a folder or one of {', '.join(READERS)}")
-    if path.suffix.lower() == ".npy":
-        return _read_npy(path, columns)
-    return READERS[path.suffix.lower()](path)
+        return _read_rgbd(path, rgbd) if is_rgbd(path) else _read_scene(path)
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        known = f"wanted a folder or one of {', '.join(READERS)}"
+        raise ValueError(f"{path}: {known}. {_way_out(path)}" if suffix else f"{path}: cannot tell what it is without a suffix; {known}")
+    if suffix in TABLES:
+        return TABLES[suffix](path, columns)
+    return READERS[suffix](path)
+
+
+def is_rgbd(path: Path) -> bool:
+    """Whether a folder is read as RGB-D frames, which takes a while, and not as a scene of .npy files."""
+    return path.is_dir() and not (path / "coord.npy").is_file()
+
+
+def check_rgbd(path: Path, kind: str = "auto", intrinsic: Any = None, units_per_metre: float | None = None, on_bad_frame: str = "raise", **_: Any) -> None:
+    """Opens a folder of RGB-D frames and fuses nothing. Raises as `open_rgbd`."""
+    from pointcept3m.datasets.readers.rgbd import open_rgbd
+
+    open_rgbd(path, kind, intrinsic, units_per_metre, on_bad_frame)
+
+
+def _way_out(path: Path) -> str:
+    """How a file of another kind becomes one that is read: CloudCompare for clouds, trimesh for meshes, whose surface is sampled."""
+    quoted = shlex.quote(str(path))
+    if path.suffix.lower() in MESHES:
+        code = "import sys, trimesh; trimesh.PointCloud(trimesh.load(sys.argv[1], force='mesh').sample(1000000)).export('points.ply')"
+        return f'A mesh becomes points so (pip install trimesh; without colours): python -c "{code}" {quoted}'
+    return f"CloudCompare reads many others: CloudCompare -SILENT -O {quoted} -C_EXPORT_FMT PLY -SAVE_CLOUDS"
 
 
 def as_cloud(points: Any, name: str = "points", columns: str = "auto") -> Cloud:
@@ -199,6 +226,25 @@ def _read_npy(path: Path, columns: str) -> Cloud:
     return _as_file(as_cloud(load_array(path), str(path), columns), "npy")
 
 
+def _read_text(path: Path, columns: str) -> Cloud:
+    from pointcept3m.datasets.readers.text import read_text
+
+    table, names = read_text(path)
+    if names:
+        cloud = _from_columns(dict(zip(names, table.T, strict=True)), str(path), "text")
+        used = {name for key in ("coord", "color", "normal") if getattr(cloud, key) is not None for choice in COLUMNS[key] for name in choice}
+        if rest := [name for name in names if name not in used]:
+            cloud.notes.append(f"not used: {', '.join(rest)}")
+        return cloud
+    if path.suffix.lower() == ".pts" and table.shape[1] == 7:  # Leica's: x y z intensity red green blue
+        return Cloud(str(path), "text", table[:, :3], table[:, 4:7], notes=["not used: column 3, the intensity of a .pts file"])
+    if table.shape[1] == 4:
+        return Cloud(str(path), "text", table[:, :3], notes=["not used: column 3"])
+    if table.shape[1] not in (3, 6, 9):
+        raise ValueError(f"{path}: has {table.shape[1]} columns without names; say in its first line what they are, as x y z intensity r g b")
+    return _from_table(table, str(path), "text", columns)
+
+
 def _read_npz(path: Path) -> Cloud:
     """The arrays by name; the size that each claims is checked against its bytes before it is read."""
     try:
@@ -280,11 +326,12 @@ def _as_file(cloud: Cloud, kind: str) -> Cloud:
     return cloud
 
 
-READERS: dict[str, Callable[[Path], Cloud]] = {
+TABLES: dict[str, Callable[[Path, str], Cloud]] = {".npy": _read_npy, **dict.fromkeys((".xyz", ".txt", ".csv", ".asc", ".pts"), _read_text)}
+READERS: dict[str, Callable[..., Cloud]] = {
     ".ply": _read_ply,
     ".pcd": _read_pcd,
     ".las": _read_las,
     ".laz": _read_las,
-    ".npy": lambda path: _read_npy(path, "auto"),
     ".npz": _read_npz,
+    **TABLES,
 }
