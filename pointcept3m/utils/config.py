@@ -106,7 +106,10 @@ class Config(ConfigDict):
         for name in helpers:
             if name not in used:
                 raise KeyError(f"option {name!r} is no setting of {path}; {near_names(name, SETTINGS | set(known_helpers))}")
-        config.merge_from_dict({name: value for name, value in options.items() if name not in helpers})
+        rest = {name: value for name, value in options.items() if name not in helpers}
+        for name in rest:
+            _refuse_helper_entry(name, rest[name], config, known_helpers, path)
+        config.merge_from_dict(rest)
         return config
 
     @classmethod
@@ -165,6 +168,24 @@ def _literal(text: str) -> Any:
             return tuple(items) if text[0] == "(" else items
         return [_literal(item.strip()) for item in text.split(",")] if "," in text and " " not in text else text
     return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
+
+
+def _refuse_helper_entry(name: str, given: Any, config: Mapping[str, Any], helpers: Mapping[str, Any], path: Path) -> None:
+    """Raises KeyError where the dotted `name` begins with no setting: with a helper variable, or something like one."""
+    first, dot, entry = name.partition(".")
+    if not dot or first in config or first in SETTINGS:
+        return
+    if first not in helpers:
+        raise KeyError(f"option {name!r}: the config has no {first!r}; {near_names(first, SETTINGS | set(config) | set(helpers))}")
+    value = helpers[first]
+    if isinstance(value, Mapping) and "." not in entry and entry not in value:
+        raise KeyError(f"option {name!r}: {first}, a helper variable of {path}, has no {entry!r}; {near_names(entry, value)}")
+    whole = repr({**_to_plain(value), entry: given}) if isinstance(value, Mapping) and "." not in entry else ""
+    shown = f'"{whole}"' if whole and len(whole) < 300 and '"' not in whole else "VALUE"
+    raise KeyError(
+        f"option {name!r}: {first} is a helper variable of {path}, whose entries cannot be set by dots; it can be as a whole: "
+        f"--options {first}={shown}"
+    )
 
 
 def _set_dotted(config: ConfigDict, name: str, value: Any) -> None:

@@ -1,5 +1,7 @@
 """Config files: inheritance, placeholders, options, round trip, and the text of every error."""
 
+import shlex
+
 import pytest
 
 from pointcept3m.utils.config import SETTINGS, Config, ConfigDict, parse_options
@@ -70,6 +72,30 @@ def test_helper_variables_are_no_settings_and_options_reach_them(write):
     assert set(Config.fromfile(path)) == {"data"}
     cfg = Config.fromfile(path, {"root": "/y", "data.train.split": "z"})
     assert cfg.data.to_dict() == dict(train=dict(data_root="/y", split="z"), val=dict(data_root="/y/v", angle=pytest.approx(3.14159, 1e-4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("normalize.mode", "normalize is a helper variable of .*a.py, whose entries cannot be set by dots; it can be as a whole: "),
+        ("normalize.mod", "normalize, a helper variable of .*a.py, has no 'mod'; did you mean 'mode'"),
+        ("normalise.mode", "the config has no 'normalise'; did you mean 'normalize'"),
+        ("size.x", "size is a helper variable .* --options size=VALUE"),
+        ("optimiser.lr", "the config has no 'optimiser'; did you mean 'optimizer'"),
+    ],
+)
+def test_entries_of_helper_variables(write, name, sentence):
+    path = write("a.py", "normalize = dict(type='N', mode='a')\nsize = 3\ndata = dict(n=normalize, s=size)\n")
+    with pytest.raises(KeyError, match=sentence):
+        Config.fromfile(path, {name: "b"})
+
+
+def test_the_helper_variable_that_an_error_shows_does_what_was_wanted(write):
+    path = write("a.py", "normalize = dict(type='N', mode='a')\ndata = dict(n=normalize)\n")
+    with pytest.raises(KeyError) as caught:
+        Config.fromfile(path, parse_options(["normalize.mode=b"]))
+    (word,) = shlex.split(caught.value.args[0].split("--options ")[1])
+    assert Config.fromfile(path, parse_options([word])).data.to_dict() == dict(n=dict(type="N", mode="b"))
 
 
 def test_pointcept_imports_come_from_here(write):
