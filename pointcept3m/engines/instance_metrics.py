@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointcept3m.engines.protocol import Through
 from pointcept3m.ops.neighbours import knn_query
 
 # The benchmark's own expression: nine thresholds from 0.5 to 0.9, over which mAP is the mean, and 0.25.
@@ -108,9 +109,9 @@ def to_raw_points(instances: Instances, nearest: np.ndarray) -> Instances:
     )
 
 
-def on_raw_points(batch: Mapping[str, Any]) -> bool:
-    """Whether `raw_scenes` gives the predictions of `batch` on the points from before a grid dropped some."""
-    return "origin_coord" in batch or _by_cell(batch)
+def way_to_raw_points(batch: Mapping[str, Any]) -> Through:
+    """How `raw_scenes` brings the predictions of `batch` to the points from before a grid dropped some, if it does."""
+    return Through.NEAREST if "origin_coord" in batch else Through.VOXEL if _by_cell(batch) else Through.NOTHING
 
 
 def raw_scenes(

@@ -1,26 +1,54 @@
 """How a score was measured, in words: a mIoU without its protocol cannot be compared with another."""
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
+
+from torch import Tensor
 
 # Transforms after which a scene has fewer points than its files. (GridSample of mode "test" keeps them all.)
 _DROPPING = ("GridSample", "SphereCrop", "RandomDropout", "RandomMask", "CropBoundary")
 
 
-def points_scored(section: Mapping[str, Any], number: int, through_inverse: bool) -> str:
-    """What the `number` labelled points of a data section are, e.g. "81,369 raw points".
+class Through(IntEnum):
+    """How points that a grid dropped got a prediction."""
 
-    section: data.val or data.test. through_inverse: points that a grid dropped got the prediction of their voxel.
+    NOTHING = 0  # they are not scored, or none was dropped
+    VOXEL = 1  # that of the point which stands for their voxel
+    NEAREST = 2  # that of the nearest point which was kept
+
+
+def points_scored(section: Mapping[str, Any], number: int, through: Through, instances: bool = False) -> str:
+    """What the `number` points of a data section are, e.g. "81,369 raw points".
+
+    section: data.val or data.test. instances: they are all points, of which masks are made, not the labelled ones.
     """
-    if through_inverse:
-        return f"{number:,} raw points, each with the prediction of its voxel"
+    every, words = ("all ", " (those without a label too)") if instances else ("", "")
+    if through:
+        source = "its voxel" if through == Through.VOXEL else "the nearest point that the grid keeps"
+        return f"{every}{number:,} raw points{words}, each with the prediction of {source}"
     dropping = [_word(step) for step in section.get("transform") or () if step.get("type") in _DROPPING]
-    return f"{number:,} points that {' and '.join(dropping)} keeps" if dropping else f"{number:,} raw points"
+    kind = f"points that {' and '.join(dropping)} keeps" if dropping else "raw points"
+    return f"{every}{number:,} {kind}{words}"
 
 
-def val_protocol(section: Mapping[str, Any], number: int, through_inverse: bool) -> str:
+def classes_counted(confusion: Tensor, absent: str) -> str:
+    """How many classes the means are over, and what became of the others; see `metrics.segmentation_scores`.
+
+    confusion [K, K]: rows the true class, columns the predicted one.
+    """
+    true, predicted = confusion.sum(1), confusion.sum(0)
+    number, nowhere, untrue = len(confusion), int((true + predicted == 0).sum()), int((true == 0).sum())
+    if not untrue:
+        return f"all {number} classes counted"
+    rule = "counted 0, as Pointcept does" if absent == "zero" else "left out"
+    further = "" if untrue == nowhere else f", of mAcc {untrue}"
+    return f"classes without a point {rule}: {nowhere} of {number}{further}"
+
+
+def val_protocol(section: Mapping[str, Any], number: int, through: Through, instances: bool = False) -> str:
     """The protocol of a validation, or of a test of instances: every sample once, as its transforms make it."""
-    return f"one forward a scene, no votes, scored on {points_scored(section, number, through_inverse)}"
+    return f"one forward a scene, no votes, scored on {points_scored(section, number, through, instances)}"
 
 
 def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, forwards: int, where: str, scored: str) -> str:

@@ -76,12 +76,37 @@ class TrainerBase:
         the training, and an interrupted epoch can be continued exactly. (The CheckpointLoader sets the states.)
         """
         for hook in self.hooks:
-            if point.endswith("_step") or getattr(hook, "sets_random_state", False):
-                getattr(hook, point)()
-            else:
-                with preserved_rng():
-                    getattr(hook, point)()
+            self._call_hook(hook, point)
         self.write_scalars()
+
+    def finish(self) -> None:
+        """Calls `after_train` on every hook.
+
+        Where one fails, a final test say, the training is done nevertheless: those that write its results are still
+        called, and then the error is raised.
+        """
+        failed: Exception | None = None
+        for hook in self.hooks:
+            if failed is not None and not getattr(hook, "writes_results", False):
+                continue
+            try:
+                self._call_hook(hook, "after_train")
+            except StopTraining:
+                raise
+            except Exception as error:
+                if failed is not None:
+                    add_note(failed, f"{type(hook).__name__} failed too ({type(error).__name__}: {error})")
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        self.write_scalars()
+
+    def _call_hook(self, hook: HookBase, point: str) -> None:
+        if point.endswith("_step") or getattr(hook, "sets_random_state", False):
+            getattr(hook, point)()
+        else:
+            with preserved_rng():
+                getattr(hook, point)()
 
     def write_scalars(self) -> None:
         """Sends what was put into the storage under a name with a slash (`val/psnr`) to the files."""
@@ -254,7 +279,7 @@ class DefaultTrainer(TrainerBase):
                 while self.epoch < self.max_epoch:
                     self.run_epoch()
                 self.saved_step = self.global_step  # from here on hooks may load other weights
-                self.call_hooks("after_train")
+                self.finish()
         except StopTraining as stop:
             self._save_and_leave(stop)
         except Exception as error:

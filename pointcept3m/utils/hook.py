@@ -18,6 +18,7 @@ class HookBase:
 
     trainer: Any = None
     sets_metric: bool = False
+    writes_results: bool = False  # whether `after_train` is called also where another hook's has failed
 
     def before_train(self) -> None: ...
 

@@ -163,7 +163,9 @@ def test_a_run_scores_what_its_files_say(tmp_path, train, raw):
     log = (tmp_path / "run/train.log").read_text()
     assert "best AP50 so far" in log and "sink" in log
     number = sum(len(raw_scene(100 + i)["coord"]) for i in range(4))
-    words = f"one forward a scene, no votes, scored on {number:,} raw points, each with the prediction of its voxel"
+    source = {"nearest": "the nearest point that the grid keeps", "inverse": "its voxel"}[raw]
+    points = f"all {number:,} raw points (those without a label too), each with the prediction of {source}"
+    words = f"one forward a scene, no votes, scored on {points}"
     assert found["protocol"] == dict(val=words, test=words) and log.count(f"({words})") == 3
     assert re.search(r"peak memory [\d,]+ MiB.* so far with batch_size_test 1; 4 scenes", log)
 

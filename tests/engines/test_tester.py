@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pointcept3m.engines.protocol import points_scored
+from pointcept3m.engines.metrics import segmentation_scores
+from pointcept3m.engines.protocol import Through, classes_counted, points_scored
 from pointcept3m.engines.testers import TESTERS, SemSegTester
 
 
@@ -34,7 +35,7 @@ def test_a_test_run_leaves_its_files_and_spares_the_trainings(toy, run):
     assert written["metrics"] == scores and written["per_class"] == per_class and written["split"] == "test"
     assert (run / "metrics.json").read_text() == before and (run / "test/config.py").is_file()
     assert np.load(run / "test/result/test0_pred.npy").shape == (16,)
-    assert written["protocol"] == {"test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points"}
+    assert written["protocol"] == {"test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points, all 3 classes counted"}
     confusion = np.array(json.loads((run / "test/result/confusion.json").read_text())["confusion"])
     assert confusion.sum() == 48 and scores["allAcc"] == pytest.approx(np.trace(confusion) / 48)
     facts = json.loads((run / "test/run.json").read_text())
@@ -106,18 +107,63 @@ def test_every_score_of_a_training_says_its_protocol(toy, train, tmp_path):
     train(toy.toy_config(tmp_path / "run", hooks=hooks))
     written = json.loads((tmp_path / "run/metrics.json").read_text())
     assert written["protocol"] == {
-        "val": "one forward a scene, no votes, scored on 48 raw points",
-        "test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points",
+        "val": "one forward a scene, no votes, scored on 48 raw points, all 3 classes counted",
+        "test": "vote: 3 fragments a scene, softmax added up at each point, scored on 48 raw points, all 3 classes counted",
     }
     assert {"mIoU", "test_mIoU"} <= set(written["metrics"])
     log = (tmp_path / "run/train.log").read_text()
-    assert re.search(r"validation: .*\(one forward a scene, no votes, scored on 48 raw points\)", log)
+    assert re.search(r"validation: .*\(one forward a scene, no votes, scored on 48 raw points, all 3 classes counted\)", log)
     assert len(re.findall(r"epoch \d/2 done, .*; peak memory [\d,]+ MiB.* so far with batch_size 2", log)) == 2
 
 
 def test_what_the_scored_points_are():
     """Raw points, those a grid keeps, or all of them through their voxel: three different numbers on the same data."""
     grid = dict(type="GridSample", grid_size=0.02, mode="train")
-    assert points_scored({}, 1234, False) == "1,234 raw points"
-    assert points_scored(dict(transform=[dict(type="CenterShift"), grid]), 1234, False) == "1,234 points that GridSample of 0.02 m keeps"
-    assert points_scored(dict(transform=[grid]), 1234, True) == "1,234 raw points, each with the prediction of its voxel"
+    assert points_scored({}, 1234, Through.NOTHING) == "1,234 raw points"
+    kept = points_scored(dict(transform=[dict(type="CenterShift"), grid]), 1234, Through.NOTHING)
+    assert kept == "1,234 points that GridSample of 0.02 m keeps"
+    assert points_scored(dict(transform=[grid]), 1234, Through.VOXEL) == "1,234 raw points, each with the prediction of its voxel"
+    nearest = "each with the prediction of the nearest point that the grid keeps"
+    assert points_scored(dict(transform=[grid]), 1234, Through.NEAREST) == f"1,234 raw points, {nearest}"
+    every = "all 1,234 raw points (those without a label too)"
+    assert points_scored({}, 1234, Through.NEAREST, instances=True) == f"{every}, {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("confusion", "skip", "zero"),
+    [
+        ([[3, 1], [0, 2]], "all 2 classes counted", "all 2 classes counted"),
+        ([[3, 0, 0], [0, 2, 0], [0, 0, 0]], "classes without a point left out: 1 of 3", "counted 0, as Pointcept does: 1 of 3"),
+        ([[3, 0, 1], [0, 2, 0], [0, 0, 0]], "classes without a point left out: 0 of 3, of mAcc 1", "does: 0 of 3, of mAcc 1"),
+    ],
+)
+def test_what_became_of_absent_classes(confusion, skip, zero):
+    """The words count what the means leave out: a class that is nowhere, and in mAcc one that is only predicted."""
+    confusion = torch.tensor(confusion)
+    assert classes_counted(confusion, "skip") == skip and classes_counted(confusion, "zero").endswith(zero)
+    scores = segmentation_scores(confusion)
+    nowhere, untrue = (int(np.isnan(scores[name]).sum()) for name in ("iou", "acc"))
+    assert skip == "all 2 classes counted" or f": {nowhere} of 3" in skip and (f"of mAcc {untrue}" in skip or untrue == nowhere)
+
+
+@pytest.mark.parametrize("absent", ["skip", "zero"])
+def test_means_by_pointcepts_rule_stand_beside_ours(toy, run, tmp_path, monkeypatch, absent):
+    """Where no point is of class z and none is taken for it, Pointcept's mIoU is 2/3 of the mean over x and y."""
+    real = toy.ToyScenes.__getitem__
+
+    def without_z(self, index):
+        sample = real(self, index)
+        return {**sample, "segment": torch.where(sample["segment"] == 2, -1, sample["segment"])}
+
+    monkeypatch.setattr(toy.ToyScenes, "__getitem__", without_z)
+    cfg = toy.toy_config(tmp_path / "x", weight=str(run / "model/model_best.pth"))
+    tester = TESTERS.build(dict(type="SemSegTester", absent=absent), cfg=cfg)
+    tester.model.backbone.last.bias.data[2] = -100.0
+    scores, per_class = tester.test()
+    for mean, column in (("mIoU", "iou"), ("mAcc", "acc")):
+        known = [per_class[name][column] for name in "xy"]
+        assert scores[mean if absent == "zero" else f"{mean}_absent_zero"] == pytest.approx(sum(known) / 3) and sum(known) > 0
+        if absent == "skip":
+            assert scores[mean] == pytest.approx(sum(known) / 2) and np.isnan(per_class["z"][column])
+    words = {"skip": "left out", "zero": "counted 0, as Pointcept does"}[absent]
+    assert tester.protocol.endswith(f"raw points, classes without a point {words}: 1 of 3") and "allAcc_absent_zero" not in scores

@@ -161,7 +161,7 @@ def test_votes_are_those_of_the_protocol(root, model, tmp_path, size):
     hits = np.diag(confusion)
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
     assert scores["mIoU"] == pytest.approx(iou.mean(), abs=1e-12) and confusion.sum() == 798
-    assert tester.protocol.startswith("vote: 13 augmentations x ") and tester.protocol.endswith("scored on 798 raw points")
+    assert tester.protocol.startswith("vote: 13 augmentations x ") and tester.protocol.endswith("scored on 798 raw points, all 4 classes counted")
 
 
 def test_parts_are_those_of_the_whole_sample(root):
@@ -208,7 +208,7 @@ def test_fast_mode_is_a_few_unaugmented_fragments(root, model, tmp_path, most):
     assert clear.mean() > 0.97 and (saved(tmp_path, 0) == votes.argmax(1))[clear].all()
     count = {1: "1 fragment", 4: "4 fragments", 99: r"[\d.]+ fragments"}[most]
     batched = "" if most == 1 else " in 1 forward"
-    words = rf"fast: no augmentation x {count} a scene{batched}, softmax added up in each voxel, scored on 798 raw points$"
+    words = rf"fast: no augmentation x {count} a scene{batched}, softmax added up in each voxel, scored on 798 raw points, all 4 classes counted$"
     assert re.match(words, tester.protocol)
 
 

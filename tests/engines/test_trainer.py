@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from pointcept3m.engines.hooks.builder import HOOKS
 from pointcept3m.utils.config import Config
 from pointcept3m.utils.hook import HookBase
 
@@ -27,6 +28,47 @@ def test_training_learns_and_leaves_its_files(tmp_path, toy, losses):
     assert Config.fromfile(tmp_path / "run/config.py").epoch == 40
     log = (tmp_path / "run/train.log").read_text()
     assert "epoch 1/4 step 1/60" in log and "left 0:0" in log
+
+
+@pytest.mark.parametrize("first", ["write", "report"])
+def test_a_final_test_that_fails_costs_no_results(tmp_path, toy, monkeypatch, first):
+    """The training's scores and page are written, its weights are back, and the test's error is the one that is raised."""
+    from pointcept3m.engines import TESTERS, TRAINERS
+    from pointcept3m.engines.testers import SemSegTester
+
+    calls = []
+
+    class FullDisk(SemSegTester):
+        def test(self, check_stop=lambda: None):
+            self.model.eval()
+            for parameter in self.model.parameters():
+                parameter.data += 1
+            raise OSError(28, "scene test1: its result cannot be written (No space left on device)")
+
+    class Last(HookBase):
+        def after_train(self):
+            calls.append("last")
+
+    monkeypatch.setitem(TESTERS.classes, "FullDisk", FullDisk)
+    monkeypatch.setitem(HOOKS.classes, "Last", Last)
+    cfg = toy.toy_config(tmp_path / "run", test=dict(type="FullDisk"))
+    cfg["hooks"] += [dict(type="PreciseEvaluator"), dict(type="Last")]
+    trainer = TRAINERS.build(dict(type="DefaultTrainer"), cfg=cfg)
+    if first == "report":  # whatever else fails then is said beside it
+        monkeypatch.setattr("pointcept3m.engines.hooks.report.write_report", lambda folder: 1 / 0)
+    trainer.best_metric_value = 2.0  # so that the best weights are those of no epoch
+    with pytest.raises(OSError, match="scene test1: its result cannot be written") as caught:
+        trainer.train()
+    notes = "\n".join(caught.value.__notes__)
+    assert "the training is finished" in notes and f"weight={tmp_path}/run/model/model_last.pth" in notes
+    assert ("ReportWriter failed too (ZeroDivisionError" in notes) == (first == "report") and not calls
+    assert (tmp_path / "run/report.html").is_file() == (first == "write")
+    written = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert {"mIoU", "val_loss"} <= set(written["metrics"]) and "test_mIoU" not in written["metrics"]
+    assert written["protocol"]["test"].startswith("no scores, the test failed: OSError: [Errno 28] scene test1")
+    assert trainer.model.training
+    last = torch.load(tmp_path / "run/model/model_last.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, last[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_a_run_without_evaluation_names_the_split_it_trained_on(tmp_path, toy, train):

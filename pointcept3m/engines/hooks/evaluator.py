@@ -9,17 +9,22 @@ from torch import Tensor
 from pointcept3m.engines import metrics
 from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.protocol import val_protocol
+from pointcept3m.engines.protocol import Through, classes_counted, val_protocol
 from pointcept3m.ops import knn_query
 from pointcept3m.utils import comm
+from pointcept3m.utils.errors import add_note
 from pointcept3m.utils.hook import HookBase
 
 from .builder import HOOKS
 
 
-def has_raw_points(batch: dict[str, Any]) -> bool:
-    """Whether a batch carries the labels of the points that a grid dropped, and the way back to them."""
-    return "origin_segment" in batch and ("inverse" in batch or {"origin_coord", "origin_offset"} <= batch.keys())
+def way_to_raw_points(batch: dict[str, Any]) -> Through:
+    """How `raw_predictions` reaches the points that a grid dropped, where the batch carries their labels."""
+    if "origin_segment" not in batch:
+        return Through.NOTHING
+    if "inverse" in batch:
+        return Through.VOXEL
+    return Through.NEAREST if {"origin_coord", "origin_offset"} <= batch.keys() else Through.NOTHING
 
 
 def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -28,9 +33,10 @@ def raw_predictions(pred: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor
     Which prediction a raw point gets is `inverse`'s to say; without it, as in GaussianCross's S3DIS configs, that of the
     nearest point to `origin_coord`.
     """
-    if not has_raw_points(batch):
+    through = way_to_raw_points(batch)
+    if through == Through.NOTHING:
         return pred, batch["segment"]
-    if "inverse" in batch:
+    if through == Through.VOXEL:
         return pred[batch["inverse"]], batch["origin_segment"]
     nearest, _ = knn_query(1, batch["coord"].float(), batch["offset"], batch["origin_coord"].float(), batch["origin_offset"])
     return pred[nearest[:, 0].long()], batch["origin_segment"]
@@ -61,7 +67,7 @@ class SemSegEvaluator(HookBase):
         model.eval()
         confusion = torch.zeros(number, number, dtype=torch.int64)
         loss = torch.zeros(2, dtype=torch.float64)  # sum, count
-        raw, meeting = False, comm.Meeting()
+        through, meeting = Through.NOTHING, comm.Meeting()
         try:
             for batch in trainer.val_loader:
                 trainer.check_stop()
@@ -69,7 +75,7 @@ class SemSegEvaluator(HookBase):
                 with trainer.precision.autocast():
                     output = model(batch)
                 pred, target = raw_predictions(output["seg_logits"].argmax(-1), batch)
-                raw |= has_raw_points(batch)
+                through = max(through, way_to_raw_points(batch))
                 meeting.beat()
                 confusion += metrics.confusion_matrix(pred, target, number, ignore).cpu()
                 if "loss" in output:
@@ -79,8 +85,9 @@ class SemSegEvaluator(HookBase):
         meeting.wait()
         confusion = comm.all_reduce_sum(confusion)
         scores = metrics.segmentation_scores(confusion, self.absent)
-        protocol = val_protocol(trainer.cfg.data.get("val") or {}, int(confusion.sum()), bool(comm.agree_max(raw)[0]))
-        trainer.comm_info.setdefault("protocol", {})["val"] = protocol
+        through = Through(comm.agree_max(int(through))[0])
+        protocol = val_protocol(trainer.cfg.data.get("val") or {}, int(confusion.sum()), through)
+        trainer.comm_info.setdefault("protocol", {})["val"] = f"{protocol}, {classes_counted(confusion, self.absent)}"
         loss = comm.all_reduce_sum(loss)
         self._report(scores, names, loss)
         return scores
@@ -110,6 +117,8 @@ class PreciseEvaluator(HookBase):
     """After training: the tester of `cfg.test` with the best weights (or the last, with `test_last`) on data.test.
 
     Scores go to metrics.json as `test_<name>`. Does nothing, and says so, where `evaluate` is false or there is no data.test.
+    A test that fails leaves the model as it was after the last step, and metrics.json says under `protocol` why it has no
+    scores; the error is raised.
     """
 
     def __init__(self, test_last: bool = False):
@@ -125,18 +134,28 @@ class PreciseEvaluator(HookBase):
 
         folder = Path(trainer.save_path) / "model"
         best = folder / "model_best.pth"
-        model = trainer.bare_model
+        model, protocols = trainer.bare_model, trainer.comm_info.setdefault("protocol", {})
         comm.synchronize()
         last_state = {name: value.clone() for name, value in model.state_dict().items()}
-        if not self.test_last and best.exists():
-            load_weights(model, best, logger=trainer.logger)
-        training = model.training
-        tester = TESTERS.build(dict(trainer.cfg.test), cfg=trainer.cfg, model=model)
-        scores, per_class = tester.test(check_stop=trainer.check_stop)
-        model.load_state_dict(last_state)
-        model.train(training)
+        training, tested = model.training, folder / "model_last.pth"
+        try:
+            if not self.test_last and best.exists():
+                tested = best
+                load_weights(model, best, logger=trainer.logger)
+            tester = TESTERS.build(dict(trainer.cfg.test), cfg=trainer.cfg, model=model)
+            scores, per_class = tester.test(check_stop=trainer.check_stop)
+        except Exception as error:
+            protocols["test"] = f"no scores, the test failed: {type(error).__name__}: {error}"
+            add_note(error, f"the training is finished and its results are in {trainer.save_path}; only the test after it failed")
+            if tested.is_file():
+                options = f"save_path={trainer.save_path} weight={tested}"
+                add_note(error, f"to test again: pointcept3m test --config-file {trainer.save_path}/config.py --options {options}")
+            raise
+        finally:
+            model.load_state_dict(last_state)
+            model.train(training)
         if tester.protocol:
-            trainer.comm_info.setdefault("protocol", {})["test"] = tester.protocol
+            protocols["test"] = tester.protocol
         trainer.results.update({f"test_{name}": value for name, value in scores.items()})
         for name, value in scores.items():
             trainer.storage.put_scalar(f"test/{name}", value)

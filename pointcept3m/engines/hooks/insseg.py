@@ -9,7 +9,7 @@ import torch
 from pointcept3m.engines import instance_metrics
 from pointcept3m.engines.defaults import class_settings
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.protocol import val_protocol
+from pointcept3m.engines.protocol import Through, val_protocol
 from pointcept3m.engines.step import scalars_of
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
@@ -52,7 +52,7 @@ class InsSegEvaluator(HookBase):
         classes = instance_metrics.scored_classes(class_settings(trainer.cfg)[1], self.segment_ignore_index)
         training = model.training
         model.eval()
-        matches, losses, points, raw, meeting = [], defaultdict(list), 0, False, comm.Meeting()
+        matches, losses, points, through, meeting = [], defaultdict(list), 0, Through.NOTHING, comm.Meeting()
         try:
             for batch in trainer.val_loader:
                 trainer.check_stop()
@@ -61,7 +61,7 @@ class InsSegEvaluator(HookBase):
                     output = model(batch)
                 for name, value in scalars_of({k: v for k, v in output.items() if "loss" in k}).items():
                     losses[name].append(value)
-                raw |= instance_metrics.on_raw_points(batch)
+                through = max(through, instance_metrics.way_to_raw_points(batch))
                 for instances, segment, instance in instance_metrics.raw_scenes(output, batch):
                     if segment is None or instance is None:
                         raise KeyError(f"InsSegEvaluator: data.val has no labels to compare with; its keys are {sorted(batch)}")
@@ -75,10 +75,11 @@ class InsSegEvaluator(HookBase):
         finally:
             model.train(training)
         meeting.wait()
-        gathered = comm.all_gather((matches, dict(losses), points, raw))
+        gathered = comm.all_gather((matches, dict(losses), points, through))
         matches = [match for of_rank, *_ in gathered for match in of_rank]
-        points, raw = sum(part[2] for part in gathered), any(part[3] for part in gathered)
-        trainer.comm_info.setdefault("protocol", {})["val"] = val_protocol(trainer.cfg.data.get("val") or {}, points, raw)
+        points, through = sum(part[2] for part in gathered), max(part[3] for part in gathered)
+        protocol = val_protocol(trainer.cfg.data.get("val") or {}, points, through, instances=True)
+        trainer.comm_info.setdefault("protocol", {})["val"] = protocol
         ap = instance_metrics.average_precision(matches, list(classes), min_region_size=self.min_region_size)
         totals, per_class = instance_metrics.instance_scores(ap, list(classes.values()))
         means = {}

@@ -21,6 +21,8 @@ class ReportWriter(HookBase):
     steps, their data included, and not that of evaluations.
     """
 
+    writes_results = True
+
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         self.steps = 0

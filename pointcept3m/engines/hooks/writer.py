@@ -64,6 +64,8 @@ class InformationWriter(HookBase):
 class MetricsWriter(HookBase):
     """Writes <save_path>/metrics.json at the end: what was run, and the scores in `trainer.results` and `per_class`."""
 
+    writes_results = True
+
     def after_train(self) -> None:
         trainer = self.trainer
         trainer.write_scalars()

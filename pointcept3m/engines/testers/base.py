@@ -1,7 +1,8 @@
 """What every test does: build data and model, load the weights, write down the scores."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,16 @@ def check_writable(folder: Path) -> None:
         try_folder(folder)
     except OSError as error:
         raise OSError(error.errno, f"nothing can be written to {folder} ({error.strerror}); save_path says where results go") from error
+
+
+@contextmanager
+def scene_files(name: str, what: str, folder: Path, finished: int) -> Iterator[None]:
+    """Within it a scene's `what` is written to `folder`; an OSError gains a sentence that says how many scenes are safe."""
+    try:
+        yield
+    except OSError as error:
+        kept = f"the {finished} scenes before it are whole in {folder}" if finished else "no scene was finished before it"
+        raise OSError(error.errno, f"scene {name}: its {what} cannot be written ({error.strerror}); {kept}") from error
 
 
 def _device() -> torch.device:

@@ -14,12 +14,12 @@ from pointcept3m.engines.defaults import class_settings, runtime_of
 from pointcept3m.engines.facts import memory_words
 from pointcept3m.engines.instance_metrics import Instances
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.protocol import val_protocol
+from pointcept3m.engines.protocol import Through, val_protocol
 from pointcept3m.utils import comm
 from pointcept3m.utils.files import atomic_write, file_stem
 from pointcept3m.utils.logger import Progress
 
-from .base import TESTERS, Scores, TesterBase, check_writable
+from .base import TESTERS, Scores, TesterBase, check_writable, scene_files
 
 
 @TESTERS.register_module()
@@ -64,11 +64,10 @@ class InsSegTester(TesterBase):
             if self.is_main:
                 remove_scenes(folder)
             comm.synchronize()
-        matches, scenes, points, raw, meeting = [], 0, 0, False, comm.Meeting()
+        matches, scenes, points, through, meeting = [], 0, 0, Through.NOTHING, comm.Meeting()
         with Progress(len(self.test_loader), "testing") as progress:
             for batch in self.test_loader:
                 check_stop()
-                raw |= isinstance(batch, Mapping) and instance_metrics.on_raw_points(batch)
                 for name, instances, segment, instance in self.predict(batch):
                     scenes += 1
                     if self.save_predictions:
@@ -81,13 +80,14 @@ class InsSegTester(TesterBase):
                     matches += mine
                     if self.verbose:
                         self._tell(name, instances, mine, classes)
+                through = max(through, instance_metrics.way_to_raw_points(batch))
                 meeting.beat()
                 progress.update()
         meeting.wait()
-        gathered = comm.all_gather((matches, scenes, points, raw))
+        gathered = comm.all_gather((matches, scenes, points, through))
         matches = [match for of_rank, *_ in gathered for match in of_rank]
         scenes, points = sum(part[1] for part in gathered), sum(part[2] for part in gathered)
-        self.protocol = val_protocol(self.cfg.data.get("test") or {}, points, any(part[3] for part in gathered))
+        self.protocol = val_protocol(self.cfg.data.get("test") or {}, points, max(part[3] for part in gathered), instances=True)
         self.logger.info(f"{memory_words()} so far with batch_size_test {runtime_of(self.cfg).batch_size_test}; {scenes} scenes")
         if self.save_predictions:
             self.logger.info(f"predictions of {scenes} scenes are in {folder}")
@@ -111,11 +111,8 @@ class InsSegTester(TesterBase):
             yield str(name), instances, segment, instance
 
     def _save(self, folder: Path, name: str, instances: Instances, class_ids: Mapping[int, int], finished: int) -> None:
-        try:
+        with scene_files(name, "instances", folder, finished):
             write_scene(folder, name, instances, class_ids)
-        except OSError as error:
-            kept = f"the {finished} scenes before it are whole in {folder}" if finished else "no scene was finished before it"
-            raise OSError(error.errno, f"scene {name}: its instances cannot be written ({error.strerror}); {kept}") from error
 
     def _score(self, matches: Sequence[Any], classes: Mapping[int, str]) -> Scores:
         if not matches:

@@ -15,12 +15,13 @@ from pointcept3m.engines import metrics, protocol
 from pointcept3m.engines.defaults import class_settings, runtime_of, write_json
 from pointcept3m.engines.facts import memory_words
 from pointcept3m.engines.loader import shutdown_workers, to_device
+from pointcept3m.engines.protocol import Through
 from pointcept3m.utils import comm
-from pointcept3m.utils.files import atomic_write
+from pointcept3m.utils.files import atomic_write, file_stem
 from pointcept3m.utils.logger import Progress, format_seconds
 from pointcept3m.utils.registry import near_names
 
-from .base import TESTERS, Scores, TesterBase, check_writable
+from .base import TESTERS, Scores, TesterBase, check_writable, scene_files
 from .parts import SceneParts, build_part_loader
 
 MODES = ("vote", "fast", "compare")
@@ -51,7 +52,8 @@ class SemSegTester(TesterBase):
         save_predictions: false leaves the files out.
         save_submission: writes `result/submit/<name>.txt`, ScanNet's format: a line with the class's id for each
             point. The ids are the dataset's `class2id`; by default files are written where it has one.
-        absent: see `metrics.segmentation_scores`.
+        absent: see `metrics.segmentation_scores`. Where "skip" gives other means than Pointcept's rule, theirs stand beside
+            them, `mIoU_absent_zero` and `mAcc_absent_zero`.
     """
 
     task = "semseg"
@@ -135,7 +137,7 @@ class SemSegTester(TesterBase):
             raise ValueError(f"scene {votes.name}: {error}") from error
         done.confusion += scene
         done.scenes += 1
-        done.raw |= votes.inverse is not None
+        done.through = max(done.through, Through.NOTHING if votes.inverse is None else Through.VOXEL)
         done.voxels |= votes.voxel is not None
         if keep:
             self._save(votes.name, pred, ids, done.scenes - 1)
@@ -231,25 +233,21 @@ class SemSegTester(TesterBase):
         return None if ids is None else np.asarray(ids)
 
     def _save(self, name: str, pred: Tensor, ids: np.ndarray | None, finished: int) -> None:
-        # A scene's name comes from a folder's; it must not lead out of ours.
-        safe = str(name).replace("/", "_").replace("\\", "_").lstrip(".")
-        folder, classes = self.save_path / "result", pred.numpy().astype(np.int32)
-        try:
+        safe, folder, classes = file_stem(name), self.save_path / "result", pred.numpy().astype(np.int32)
+        with scene_files(name, "result", folder, finished):
             if self.save_predictions:
                 atomic_write(folder / f"{safe}_pred.npy", lambda stream: np.save(stream, classes, allow_pickle=False))
             if ids is not None:
                 text = "\n".join(map(str, ids[classes].tolist())) + "\n"
                 atomic_write(folder / "submit" / f"{safe}.txt", lambda stream: stream.write(text.encode()))
-        except OSError as error:
-            kept = f"the {finished} scenes before it are whole in {folder}" if finished else "no scene was finished before it"
-            raise OSError(error.errno, f"scene {name}: its result cannot be written ({error.strerror}); {kept}") from error
 
     def _scores(self, done: "Pass", record: bool = True) -> Scores:
         """The scores of a pass, into the log too. record: whether result/confusion.json is written."""
         names = class_settings(self.cfg)[1]
         number = int(done.confusion.sum())
         section = self.cfg.data.get("test") or {}
-        self.protocol = done.protocol(protocol.points_scored(section, number, done.raw))
+        scored, counted = protocol.points_scored(section, number, done.through), protocol.classes_counted(done.confusion, self.absent)
+        self.protocol = done.protocol(f"{scored}, {counted}" if number else scored)
         size = self.fragment_batch_size or (1 if done.mode == "vote" else "automatic")
         self.logger.info(
             f"{memory_words()} so far with fragment_batch_size {size} (at most {done.most_points:,} points in one forward); "
@@ -260,6 +258,8 @@ class SemSegTester(TesterBase):
             return {}, {}
         scores = metrics.segmentation_scores(done.confusion, self.absent)
         totals = {name: scores[name] for name in TOTALS}
+        zero = metrics.segmentation_scores(done.confusion, "zero")
+        totals |= {f"{name}_absent_zero": zero[name] for name in TOTALS if zero[name] != totals[name]}
         per_class = {name: {"iou": iou, "acc": acc} for name, iou, acc in zip(names, scores["iou"], scores["acc"], strict=True)}
         self.logger.info("test: " + "  ".join(f"{name} {value:.4f}" for name, value in totals.items()) + f"  ({self.protocol})")
         if record and self.is_main:
@@ -311,16 +311,16 @@ class Pass:
     fragments: int = 0
     forwards: int = 0
     most_points: int = 0  # in one forward
-    raw: bool = False  # whether points got predictions through `inverse`
+    through: Through = Through.NOTHING
     voxels: bool = False  # whether votes were added up in voxels
 
     def gathered(self, seconds: float) -> "Pass":
         """The same over all processes."""
         counts = torch.tensor([self.scenes, self.fragments, self.forwards])
         scenes, fragments, forwards = comm.all_reduce_sum(counts).tolist()
-        augmentations, most, raw, voxels = comm.agree_max(self.augmentations, self.most_points, int(self.raw), int(self.voxels))
+        augmentations, most, through, voxels = comm.agree_max(self.augmentations, self.most_points, int(self.through), int(self.voxels))
         confusion = comm.all_reduce_sum(self.confusion)
-        return Pass(self.mode, confusion, seconds, scenes, augmentations, fragments, forwards, most, bool(raw), bool(voxels))
+        return Pass(self.mode, confusion, seconds, scenes, augmentations, fragments, forwards, most, Through(through), bool(voxels))
 
     def protocol(self, scored: str) -> str:
         """In words, with what was scored."""
