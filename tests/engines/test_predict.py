@@ -368,20 +368,25 @@ def test_the_command(tmp_path, weight, cloud, capsys):
 
 
 def test_what_cannot_work_is_said_before_any_work(tmp_path, weight, cloud, capsys, monkeypatch):
+    from pointcept3m.datasets.readers import cloud as cloud_reader
     from pointcept3m.engines.predict import predictor
 
     write_ply(tmp_path / "scan.ply", cloud["coord"])
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(predictor, "read_cloud", lambda *a, **k: pytest.fail("the scan was read"))
+    for module in (predictor, cloud_reader):
+        monkeypatch.setattr(module, "read_cloud", lambda *a, **k: pytest.fail("the scan was read"))
     scan = tmp_path / "scan.ply"
     for words, message in (
-        ((scan, "--weight", weight, "--out", tmp_path / "p.obj"), "wanted a name that ends in one of"),
+        ((scan, "--weight", weight, "--out", tmp_path / "p.obj"), "wanted a file name that ends in one of"),
         ((scan, "--weight", weight, "--out", tmp_path / "file" / "p.ply"), "cannot be written"),
         ((scan, "--weight", weight, "--out", scan), "exists"),
         ((scan, "--weight", weight, "--out", scan, "--overwrite"), "is the scan itself"),
         ((tmp_path / "scann.ply", "--weight", weight, "--out", tmp_path / "p.ply"), "scan.ply"),
         ((scan, "--weight", tmp_path / "ww.safetensors", "--out", tmp_path / "p.ply"), "w.safetensors"),
         ((scan, "--weight", tmp_path, "--out", tmp_path / "p.ply"), "model_best"),
+        ((scan, "--weight", weight, "--out", tmp_path), "is a folder; wanted the name of a file in it"),
+        ((scan, "--weight", weight, "--out", tmp_path / "p"), "this has no suffix"),
+        ((scan, "--weight", scan, "--out", tmp_path / "p.ply"), "is no weight file; wanted a .pth or .safetensors file, or a run folder"),
     ):
         assert run(*words) == 1
         assert message in capsys.readouterr().err, message
@@ -426,6 +431,7 @@ def test_hard_scans(weight):
     for coord in (np.zeros((1, 3)), np.ones((300, 3)), np.stack([np.linspace(0, 9, 50)] * 3, axis=1)):
         said = []
         result = model.predict(coord, say=said.append)
+        assert f"{len(coord)} point{'s' if len(coord) > 1 else ''} over " in "\n".join(said)
         assert len(result) == len(coord) and (result.label >= 0).all() and np.isfinite(result.confidence).all()
     for options, words in (({"mode": "best"}, "fast, vote"), ({"max_points": 0}, "at least 1"), ({"up_axis": "up"}, "up_axis"), ({"color_range": "0..2"}, "0..1")):
         with pytest.raises(ValueError, match=words):

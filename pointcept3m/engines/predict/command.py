@@ -10,8 +10,8 @@ from pathlib import Path
 from pointcept3m.engines.arguments import join_axis
 
 EPILOG = """\
-SCAN is a .ply, .pcd, .las, .laz, .npy or .npz file, a Pointcept scene folder (coord.npy, ...) or a folder of posed RGB-D
-frames. What it does not say is guessed, and each guess is printed with the flag that overrides it.
+SCAN is a .ply, .pcd, .las, .laz, .npy, .npz, .xyz, .txt, .csv, .asc or .pts file, a Pointcept scene folder (coord.npy, ...)
+or a folder of posed RGB-D frames. What it does not say is guessed, and each guess is printed with the flag that overrides it.
 
   pointcept3m predict scan.ply --weight exp/rooms/semseg --out pred.ply
   pointcept3m predict scan.npy --weight model.pth --config configs/scannet/semseg.py --out pred.npz --mode vote
@@ -26,7 +26,7 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scan", type=Path, metavar="SCAN", help="the scan, a file or a folder")
     add("--weight", required=True, metavar="W", help="a .pth or .safetensors file with its config inside, or a run folder")
-    add("--out", required=True, type=Path, metavar="FILE", help="what to write: .ply, .npy, .npz, .las or .laz")
+    add("--out", type=Path, metavar="FILE", help="what to write: .ply, .npy, .npz, .las or .laz (<SCAN's name>.pred.ply, here)")
     add("--config", type=Path, metavar="FILE", help="config file, for weights that do not carry theirs")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--confidence", action="store_true", help="write the probability of each point's class too")
@@ -42,7 +42,7 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
     guess.add_argument("--color-range", default="auto", choices=["auto", "0..1", "-1..1", "0..255", "0..65535"])
     guess.add_argument("--fill-color", type=float, nargs=3, default=(127.5, 127.5, 127.5), metavar=("R", "G", "B"), help="0..255, fed where a scan has no colours (grey)")
     guess.add_argument("--normals", default="auto", choices=["auto", "file", "estimate"], help="auto: the file's, else estimated")
-    guess.add_argument("--columns", default="auto", choices=["auto", "color", "normal"], help="columns 3 to 5 of an .npy [N, 6]")
+    guess.add_argument("--columns", default="auto", choices=["auto", "color", "normal"], help="columns 3 to 5 of an .npy [N, 6] or of text")
     frames = parser.add_argument_group("folders of RGB-D frames")
     frames.add_argument("--kind", help="scannet, sens_info, 7scenes or tum (by the files)")
     frames.add_argument("--voxel", type=float, metavar="M", help="metres between the fused points (0.02)")
@@ -56,38 +56,50 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
 def predict_main(argv: Sequence[str] | None = None) -> int:
     """Predicts as the arguments say, prints what was assumed and a table of classes, writes the files; returns 0.
 
-    Raises: what `check_output`, `load` and `Predictor.predict` raise; whether the result can be written is found out
-        before anything is computed.
+    Raises: what `check_output`, `read_cloud`, `load` and `Predictor.predict` raise; whether the result can be written is
+        found out before anything is computed, and whether the scan can be read before the weight is loaded.
     """
     arguments = build_parser().parse_args(join_axis(argv))
+    from pointcept3m.datasets.readers.cloud import check_rgbd, is_rgbd, read_cloud
     from pointcept3m.engines.predict.prediction import check_output
-    from pointcept3m.engines.predict.predictor import load
+    from pointcept3m.engines.predict.predictor import find_weight, load
     from pointcept3m.utils.files import near_files
 
+    scan = arguments.scan
+    if not scan.exists():
+        raise FileNotFoundError(f"{scan}: no such file or folder; {near_files(scan)}")
+    if arguments.out is None:
+        arguments.out = Path(f"{scan.resolve().name if scan.is_dir() else scan.stem}.pred.ply")
+        print(f"writes {arguments.out} into this folder (--out)")
     out = check_output(arguments.out, arguments.overwrite)
-    if not arguments.scan.exists():
-        raise FileNotFoundError(f"{arguments.scan}: no such file or folder; {near_files(arguments.scan)}")
-    if out.resolve() == arguments.scan.resolve():
+    if out.resolve() == scan.resolve():
         raise ValueError(f"--out {out} is the scan itself; wanted another name")
+    find_weight(arguments.weight)
     start = time.monotonic()
+    rgbd = dict(
+        kind=arguments.kind or "auto", voxel=arguments.voxel, max_depth=arguments.max_depth, intrinsic=arguments.intrinsic,
+        units_per_metre=arguments.depth_units, on_bad_frame="skip" if arguments.skip_bad_frames else "raise",
+    )  # fmt: skip
+    if is_rgbd(scan):  # fusing takes minutes, so it waits until the weight is known to be good
+        check_rgbd(scan, **rgbd)
+        points = scan
+    else:
+        points = read_cloud(scan, arguments.columns)
     model = load(arguments.weight, arguments.config, arguments.device)
     print(model)
     result = model.predict(
-        arguments.scan,
+        points,
         mode=arguments.mode,
         max_points=arguments.max_points,
         overlap=arguments.overlap,
         fragments=arguments.fragments,
         seed=arguments.seed,
         columns=arguments.columns,
-        rgbd=dict(
-            kind=arguments.kind or "auto", voxel=arguments.voxel, max_depth=arguments.max_depth, intrinsic=arguments.intrinsic,
-            units_per_metre=arguments.depth_units, on_bad_frame="skip" if arguments.skip_bad_frames else "raise",
-        ),
+        rgbd=rgbd,
         up_axis=arguments.up_axis, unit=arguments.unit, color_range=arguments.color_range, fill_color=arguments.fill_color, normals=arguments.normals,
     )  # fmt: skip
     print(result.table())
     files = result.save(out, arguments.confidence)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform != "darwin" else 1 << 30)
-    print(f"{', '.join(map(str, files))}: {len(result):,} points in {time.monotonic() - start:.1f} s, {peak:.1f} GiB of memory at most")
+    print(f"{', '.join(map(str, files))}: {len(result):,} point{'s' if len(result) > 1 else ''} in {time.monotonic() - start:.1f} s, {peak:.1f} GiB of memory at most")
     return 0

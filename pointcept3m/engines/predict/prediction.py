@@ -53,15 +53,15 @@ class Prediction:
         summed = np.bincount(self.label[self.label >= 0], self.confidence[self.label >= 0], minlength=len(self.names))
         objects = None if self.classes is None else np.bincount(self.classes, minlength=len(self.names))
         width = max(map(len, [*self.names, "unlabelled"]))
-        lines = [f"{'class':<{width}}  {'points':>11}  {'share':>6}  confidence" + ("" if objects is None else "  objects")]
+        lines = [f"{'class':<{width}}  {'points':>11}  {'share':>7}  confidence" + ("" if objects is None else "  objects")]
         for k in sorted(range(len(self.names)), key=lambda k: -self.counts[self.names[k]]):
             count = self.counts[self.names[k]]
             if count:
-                line = f"{self.names[k]:<{width}}  {count:>11,}  {count / total:>6.1%}  {summed[k] / count:>10.2f}"
+                line = f"{self.names[k]:<{width}}  {count:>11,}  {percent(count, total):>7}  {summed[k] / count:>10.2f}"
                 lines.append(line + ("" if objects is None else f"  {objects[k]:>7}"))
         none = [name for name, count in self.counts.items() if not count]
         if bad := int((self.label < 0).sum()):
-            lines.append(f"{'unlabelled':<{width}}  {bad:>11,}  {bad / total:>6.1%}")
+            lines.append(f"{'unlabelled':<{width}}  {bad:>11,}  {percent(bad, total):>7}")
         return "\n".join(lines + ([f"no points: {', '.join(none)}"] if none else []))
 
     def save(self, path: str | Path, confidence: bool = False, overwrite: bool = True) -> list[Path]:
@@ -127,18 +127,19 @@ class Prediction:
 def check_output(path: str | Path, overwrite: bool = False) -> Path:
     """`path`, if it can be written: known suffix, its folder there or made, nothing in the way.
 
-    Raises: ValueError for another suffix; FileExistsError where there is a file and `overwrite` is false;
+    Raises: IsADirectoryError for a folder; ValueError for another suffix; FileExistsError where there is a file and `overwrite` is false;
         PermissionError or another OSError where the folder cannot be written; ImportError where laspy is needed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path}: is a folder; wanted the name of a file in it, such as {path / 'scan.pred.ply'}")
     if path.suffix.lower() not in OUTPUTS:
-        raise ValueError(f"--out {path}: wanted a name that ends in one of {', '.join(OUTPUTS)}, got {path.suffix or 'none'!r}")
+        came = f"got {path.suffix!r}" if path.suffix else "this has no suffix"
+        raise ValueError(f"--out {path}: wanted a file name that ends in one of {', '.join(OUTPUTS)}; {came}")
     if path.suffix.lower() in (".las", ".laz"):
         from pointcept3m.datasets.readers.las import import_laspy
 
         import_laspy()
-    if path.is_dir():
-        raise FileExistsError(f"--out {path}: is a folder; wanted a file name in it")
     if path.exists() and not overwrite:
         raise FileExistsError(f"--out {path}: exists; pass --overwrite to replace it, or another name")
     try:
@@ -147,6 +148,11 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
     except OSError as error:
         raise type(error)(f"--out {path}: its folder cannot be written to ({error.strerror or error})") from error
     return path
+
+
+def percent(count: int, total: int) -> str:
+    """A share with one decimal; what is there is never 0."""
+    return "< 0.1 %" if 0 < count < total / 2000 else f"{100 * count / total:.1f} %"
 
 
 def to_bytes(color: NDArray) -> NDArray[np.uint8]:
@@ -165,7 +171,7 @@ def draw_legend(rows: Sequence[tuple[str, NDArray, int]], total: int):
 
     font = ImageFont.load_default(18)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    texts = [(name, f"{100 * count / max(1, total):.1f} %") for name, _, count in rows]
+    texts = [(name, percent(count, max(1, total))) for name, _, count in rows]
     name_width = int(max((measure.textlength(name, font) for name, _ in texts), default=0))
     share_width = int(max((measure.textlength(share, font) for _, share in texts), default=0))
     row, pad, swatch = 30, 14, 34

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pointcept3m.datasets.collate import collate_fn
 from pointcept3m.datasets.readers.cloud import Cloud, as_cloud, read_cloud
-from pointcept3m.datasets.scan import ScanOptions, prepare_scan
+from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.datasets.tiles import Tile, cut_tiles
 from pointcept3m.datasets.transforms.compose import DataDict
 from pointcept3m.engines.checkpoint import load_weights, saved_config
@@ -40,6 +40,7 @@ MODES = ("fast", "vote")
 MAX_POINTS = 400_000  # voxels in one pass; SpUNet of 39 million parameters takes 2 to 5 KB for each
 OVERLAP = 1.0  # metres on either side of a cut
 FRAGMENTS = {"fast": 4, "vote": 64}  # the most turns through the points of a voxel; 4 is SemSegTester's fast_fragments
+WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 STRIDE = 64  # cells by which a tile's grid may be shifted without a network of up to 6 halvings noticing
 
 
@@ -125,13 +126,12 @@ class Predictor:
             cloud = read_cloud(points, columns, up_axis=scan_options.up_axis, **(rgbd or {}))
         else:
             cloud = as_cloud(points, columns=columns)
-        scan = prepare_scan(cloud, scan_options, self.needs)
+        scan = prepare_scan(cloud, scan_options, self.needs, self.input.voxelize.grid_size)
         for guess in scan.guesses:
             say(guess)
         if self.precision.note:
             say(self.precision.note)
-        size = " x ".join(f"{length:.2f}" for length in np.ptp(scan.coord, axis=0))
-        say(f"{cloud.name}: {len(scan.coord):,} points over {size} m")
+        say(f"{cloud.name}: {len(scan.coord):,} point{'s' if len(scan.coord) > 1 else ''} over {describe_extent(scan.coord)}")
         sample = {"coord": scan.coord, "color": scan.color, "normal": scan.normal}
         guesses, valid, scan = scan.guesses, scan.valid, None
         with preserved_rng(), torch.no_grad():
@@ -193,6 +193,11 @@ class _Run:
         stands = np.zeros(len(coord), np.uint8)
         stands[voxels.order[voxels.start[:-1]].numpy()] = 1  # one point counts for each voxel
         tiles = cut_tiles(coord, stands, self.max_points, self.overlap)
+        if len(tiles) > 1 and self.overlap == 0 and self.predictor.tells_instances:
+            raise ValueError(
+                f"--overlap 0 would cut objects in two at the borders of the {len(tiles)} boxes that this scan needs: pieces are joined by what two "
+                "boxes both see. Give an overlap above 0, or one box (--max-points)"
+            )
         turns = [int(min(self.fragments, counts[inverse[tile.rows]].max())) for tile in tiles]
         lowest = [cells[tile.rows].min(axis=0) for tile in tiles]
         self._tell(len(counts), int(counts.max()), len(tiles), sum(turns))
@@ -316,9 +321,17 @@ def load(weight: str | Path, config: str | Path | None = None, device: str | tor
 
 
 def find_weight(weight: str | Path) -> Path:
-    """The weight file: `weight` itself, or the best one of a run folder. Raises FileNotFoundError with near files."""
+    """The weight file: `weight` itself, or the best one of a run folder.
+
+    Raises: FileNotFoundError with near files; ValueError for a file that is none by its name and its first bytes.
+    """
     path = Path(weight)
     if path.is_file():
+        with open(path, "rb") as file:
+            head = file.read(9)
+        # a zip and a pickle, as torch.save writes them; safetensors begin with the length of a JSON text
+        if path.suffix.lower() not in WEIGHTS and not head.startswith((b"PK\3\4", b"\x80")) and head[8:] != b"{":
+            raise ValueError(f"weight: {path} is no weight file; wanted a .pth or .safetensors file, or a run folder")
         return path
     if path.is_dir():
         names = [f"{stem}{suffix}" for stem in ("model_best", "model_last") for suffix in (".pth", ".safetensors")]
