@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from pointcept3m.utils.errors import Failure, raised_here
+from pointcept3m.utils.errors import Failure
 from pointcept3m.utils.seed import mix_seed, preserved_rng
 
+LABELS = ("segment", "origin_segment")
 Key = tuple[int, int, int]  # epoch, position in the epoch, index in the dataset
 
 
@@ -62,15 +63,20 @@ class CheckedCollate:
     def __call__(self, samples: list[Any]) -> Any:
         if self.num_classes is not None:
             for sample in samples:
-                if isinstance(sample, Mapping) and "segment" in sample:
-                    check_labels(sample["segment"], self.num_classes, self.ignore_index, sample.get("name"))
+                for key in LABELS:
+                    if isinstance(sample, Mapping) and key in sample:
+                        check_labels(sample[key], self.num_classes, self.ignore_index, sample.get("name"), key)
         return self.collate(samples)
 
 
-def check_labels(segment: Any, num_classes: int, ignore_index: int = -1, name: str | None = None) -> None:
-    """Raises ValueError, which names the scene, where a label [N] is neither `ignore_index` nor in 0..num_classes - 1."""
-    segment = torch.as_tensor(segment)
-    if segment.is_floating_point() or segment.numel() == 0:
+def check_labels(segment: Any, num_classes: int, ignore_index: int = -1, name: str | None = None, key: str = "segment") -> None:
+    """Raises TypeError or ValueError, which name the scene, where a label [N] is no integer, or neither `ignore_index` nor
+    in 0..num_classes - 1. key: what the labels are called in the sample."""
+    segment, scene = torch.as_tensor(segment), f"scene {name or 'without a name'}"
+    if segment.is_floating_point():
+        dtype = str(segment.dtype).removeprefix("torch.")
+        raise TypeError(f"{scene}: {key} holds {dtype} numbers; wanted integers, the class of each point (segment.astype(np.int32))")
+    if segment.numel() == 0:
         return
     low, high = torch.aminmax(segment)
     if low >= 0 and high < num_classes:
@@ -78,9 +84,10 @@ def check_labels(segment: Any, num_classes: int, ignore_index: int = -1, name: s
     wrong = ((segment < 0) | (segment >= num_classes)) & (segment != ignore_index)
     if bool(wrong.any()):
         labels = segment[wrong].unique().tolist()
+        where = "" if key == "segment" else f" in {key}"
         shown = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
         raise ValueError(
-            f"scene {name or 'without a name'}: {int(wrong.sum())} of {len(segment)} points have the label {shown}, but "
+            f"{scene}: {int(wrong.sum())} of {len(segment)} points have the label {shown}{where}, but "
             f"data.num_classes = {num_classes} allows 0..{num_classes - 1} and ignore_index = {ignore_index}"
         )
 
@@ -90,15 +97,7 @@ def _carried(make: Callable[[], Any]) -> Any:
 
     torch would tell of such an error by its traceback as text within another one. Other errors are left to it.
     """
-    if get_worker_info() is None:
-        return make()
-    try:
-        return make()
-    except Exception as error:
-        failure = Failure.of(error) if raised_here(error) else None
-        if failure is None:
-            raise
-        return failure
+    return make() if get_worker_info() is None else Failure.carried(make)
 
 
 class Loader(DataLoader):

@@ -2,18 +2,24 @@
 
 import copy
 import dis
+import errno
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# What a disk says of itself needs no traceback, whoever asked it.
+DISK = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made the error (or a file is missing, whoever opened it).
+    """Whether a `raise` statement of this package made the error (or a file is missing or must not be written, or the
+    disk is full, whoever opened it).
 
     A TypeError that Python itself raises inside our code is a mistake of ours, and its traceback is wanted.
     """
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | FileExistsError) or (isinstance(error, OSError) and error.errno in DISK):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -49,6 +55,17 @@ class Failure:
         except Exception:  # whatever a foreign class raises while it is copied
             return None
         return cls(error) if type(back) is type(error) and str(back) == str(error) else None
+
+    @classmethod
+    def carried(cls, make: Callable[[], Any]) -> Any:
+        """`make()`, or in its place the Failure of an error that `raised_here`. Other errors are raised."""
+        try:
+            return make()
+        except Exception as error:
+            failure = cls.of(error) if raised_here(error) else None
+            if failure is None:
+                raise
+            return failure
 
     def reraise(self) -> None:
         raise self.error from RaisedElsewhere(f"in a worker process:\n{self.trace}")

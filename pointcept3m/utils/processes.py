@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from pointcept3m.utils.errors import Failure
+
 
 def as_done(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
     """What `function(*job)` returns for each of `jobs`, in the order in which they get done.
 
     workers: processes, of which each computes on one thread; 0 works in this process, in the order of the jobs.
 
-    Raises: what a job raises; those that have not begun are given up then, and those that are done stay done.
+    Raises: what a job raises, as it was; those that have not begun are given up then, and those that are done stay done.
     """
     if workers <= 0 or len(jobs) <= 1:
         yield from (function(*job) for job in jobs)
@@ -21,10 +23,17 @@ def as_done(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers
     # spawn: a fork of a process that has used torch's threads can hang
     context = get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = [pool.submit(function, *job) for job in jobs]
+        waiting = [pool.submit(_carried, function, job) for job in jobs]
         try:
             for future in as_completed(waiting):
-                yield future.result()
+                result = future.result()
+                if isinstance(result, Failure):
+                    result.reraise()
+                yield result
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _carried(function: Callable[..., Any], job: Sequence[Any]) -> Any:
+    return Failure.carried(lambda: function(*job))

@@ -128,7 +128,7 @@ def test_the_lists_written_are_the_lists_read(root, kind, capsys):
         assert (sample["segment"] >= 0).sum() == 5
     numbers = [number for number in range(3) if few.get_data_name(0) == more.get_data_name(number)]
     assert set(more[numbers[0]]["sampled_index"]) < set(few[0]["sampled_index"])
-    with pytest.raises(SystemExit, match="34.txt is there already; --overwrite"):
+    with pytest.raises(FileExistsError, match="34.txt is there already; --overwrite"):
         limited_tool.main([*options, "--dataset", kind])
     before = (tasks / "points" / "points20").read_bytes()
     limited_tool.main([*options, "--dataset", kind, "--overwrite"])

@@ -191,7 +191,7 @@ def test_the_tool_says_what_it_did(raw, tmp_path, capsys):
     spec.loader.exec_module(tool)
     (raw / "Area_1" / "office_2" / "Annotations" / "wall_77.txt").write_text("1 2\n")
     arguments = ["--dataset_root", str(raw), "--output_root", str(tmp_path / "out"), "--workers", "0", "--normals", "none"]
-    with pytest.raises(SystemExit, match="wall_77.txt, line 1: wanted six numbers"):
+    with pytest.raises(ValueError, match="wall_77.txt, line 1: wanted six numbers"):
         tool.main(arguments)
     assert tool.main([*arguments, "--skip-broken"]) == 1
     said = capsys.readouterr()
@@ -199,7 +199,7 @@ def test_the_tool_says_what_it_did(raw, tmp_path, capsys):
     walls = next(line.split() for line in said.out.splitlines() if line.startswith("  wall"))
     counted = sum((np.load(path) == 2).sum() for path in (tmp_path / "out").glob("*/*/segment.npy"))
     assert int(walls[1]) == counted > 0 and "[3/3]" in said.err
-    with pytest.raises(SystemExit, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         tool.main(["--raw-root", str(tmp_path / "ra"), "--output-root", str(tmp_path / "out")])
 
 

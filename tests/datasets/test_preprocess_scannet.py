@@ -297,5 +297,5 @@ def test_command_line(raw, tmp_path, capsys):
     output = capsys.readouterr()
     assert "3 scenes" in output.out and "missing in 1 scenes: label pictures" in output.out
     assert output.err.count("s left)") == 3
-    with pytest.raises(SystemExit, match="error: .*scans/sceneXXXX_YY"):
+    with pytest.raises(FileNotFoundError, match="scans/sceneXXXX_YY"):
         tool.main(["--raw-root", str(tmp_path), "--output-root", str(tmp_path)])

@@ -9,7 +9,14 @@ import torch
 from torch.utils.data import Dataset
 
 from pointcept3m.cli import describe
-from pointcept3m.engines.loader import EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
+from pointcept3m.engines.loader import (
+    CheckedCollate,
+    EpochBatchSampler,
+    EvaluationSampler,
+    build_loader,
+    shutdown_workers,
+    to_device,
+)
 from pointcept3m.utils.errors import Failure, raised_here
 from pointcept3m.utils.registry import Registry
 
@@ -154,3 +161,20 @@ def test_to_device():
     batch = {"a": torch.ones(1), "b": [torch.ones(1), "text"], "c": ("x", {"d": torch.ones(1)})}
     moved = to_device(batch, "meta")
     assert moved["a"].is_meta and moved["b"][0].is_meta and moved["b"][1] == "text" and moved["c"][1]["d"].is_meta
+
+
+def test_labels_of_raw_points_are_looked_at_too():
+    """Also those that a grid dropped, which meet the model's predictions only when the scores are counted."""
+    collate = CheckedCollate(list, num_classes=3)
+    good = dict(segment=torch.tensor([0, 2, -1]), origin_segment=np.array([0, 1, 2, -1], np.int16), name="hall")
+    assert collate([good]) == [good]
+    with pytest.raises(ValueError, match="scene hall: 1 of 2 points have the label 7 in origin_segment, but data.num_classes = 3 allows 0..2"):
+        collate([{**good, "origin_segment": np.array([7, -1])}])
+
+
+@pytest.mark.parametrize("key", ["segment", "origin_segment"])
+@pytest.mark.parametrize("labels", [np.array([0.0, 1.0], np.float32), torch.tensor([0.5, 1.5], dtype=torch.float64)])
+def test_labels_that_are_no_integers_are_refused_by_name(key, labels):
+    good = dict(segment=torch.tensor([0, 1]), name="hall")
+    with pytest.raises(TypeError, match=f"scene hall: {key} holds {str(labels.dtype).split('.')[-1]} numbers; wanted integers"):
+        CheckedCollate(list, num_classes=3)([good, {**good, key: labels}])

@@ -1,12 +1,16 @@
 """Jobs in this process and in others: results, the first error, what is given up after it."""
 
+import errno
 import os
 import time
 
 import pytest
 import torch
 
+from pointcept3m.cli import describe
+from pointcept3m.utils.errors import raised_here
 from pointcept3m.utils.processes import as_done
+from pointcept3m.utils.registry import Registry
 
 
 def work(folder, number):
@@ -39,3 +43,19 @@ def test_an_error_ends_the_run(tmp_path, workers):
 
 def test_no_jobs():
     assert list(as_done(work, [], 3)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_that_is_a_sentence_arrives_as_one(workers):
+    """Also from another process: with its notes, and known as one that needs no traceback."""
+    jobs = [({"type": "Absent"},), ({"type": "Absent"},)]
+    with pytest.raises(KeyError) as caught:
+        list(as_done(Registry("things").build, jobs, workers))
+    assert raised_here(caught.value) and describe(caught.value).startswith("error: things has no 'Absent'; known: none\n")
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EACCES, True), (errno.EBADF, False)])
+def test_what_the_disk_says_needs_no_traceback(number, told):
+    with pytest.raises(OSError) as caught:
+        raise OSError(number, os.strerror(number))
+    assert raised_here(caught.value) == told

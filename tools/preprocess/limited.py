@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets import PointDataset, build_dataset
 from pointcept3m.datasets.limited import num_scenes, order_points, order_scenes, write_names, write_rows
 
@@ -34,12 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=KINDS, help="how its labels and scenes are called (a guess by its folders, printed)")
     add("--split", nargs="+", help="the splits to choose from (train; of S3DIS all areas but Area_5)")
     add("--scenes", type=float, nargs="*", default=[1, 5, 10, 20], metavar="PERCENT", help="shares of the scenes (1 5 10 20)")
-    add("--points", type=int, nargs="*", default=[20, 50, 100, 200], metavar="N", help="points a scene (20 50 100 200)")
+    add("--points", type=positive, nargs="*", default=[20, 50, 100, 200], metavar="N", help="points a scene (20 50 100 200)")
     add("--uniform", action="store_true", help="draw points without taking one of each class first")
     add("--seed", type=int, default=0, help="(0)")
     add("--output", type=Path, help="where to write scenes/ and points/ (<data-root>/tasks)")
     add("--overwrite", action="store_true", help="replace lists that are there already")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def guess_dataset(root: Path) -> str:
@@ -56,14 +65,12 @@ def labels(dataset: PointDataset, number: int) -> np.ndarray:
     return scene.load(dataset.segment_asset)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the lists and says what they hold."""
     args = build_parser().parse_args(arguments)
-    try:
-        for line in write_lists(args):
-            print(line)
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {error}")
+    for line in write_lists(args):
+        print(line)
+    return 0
 
 
 def write_lists(args: argparse.Namespace) -> list[str]:
@@ -73,9 +80,7 @@ def write_lists(args: argparse.Namespace) -> list[str]:
     points = {number: output / "points" / f"points{number}" for number in args.points}
     there = [str(path) for path in (*lists.values(), *points.values()) if path.exists()]
     if there and not args.overwrite:
-        raise ValueError(f"{there[0]} is there already; --overwrite replaces it (official lists would be lost)")
-    if any(number < 1 for number in points):
-        raise ValueError(f"--points must be at least 1, got {min(points)}")
+        raise FileExistsError(f"{there[0]} is there already; --overwrite replaces it (official lists would be lost)")
     kind = args.dataset or guess_dataset(args.data_root)
     said = [] if args.dataset else [f"data set: {kind} (guessed; --dataset overrides)"]
     known = {} if args.split is None else {"split": args.split}
@@ -103,4 +108,4 @@ def write_lists(args: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_for_user(main, sys.argv[1:]))

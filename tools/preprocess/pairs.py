@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_pairs import PairReport, PairSettings, preprocess_pairs
 
 
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the preprocessing with progress on stderr."""
     args = build_parser().parse_args(arguments)
     start = time.monotonic()
@@ -70,13 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
 
-    try:
-        settings = PairSettings(args.stride, args.voxel, args.overlap_voxel, args.min_depth, args.max_depth)
-        reports = preprocess_pairs(args.input, args.output_root, settings, args.workers, show)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    settings = PairSettings(args.stride, args.voxel, args.overlap_voxel, args.min_depth, args.max_depth)
+    reports = preprocess_pairs(args.input, args.output_root, settings, args.workers, show)
     print(f"{len(reports)} scenes, {sum(r.num_overlapping for r in reports)} pairs in {args.output_root}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_for_user(main, sys.argv[1:]))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.fusion import (
     AXES,
     DepthFrame,
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Reads, fuses, writes; prints every guess with the flag that overrides it."""
     args = build_parser().parse_args(join_axis(arguments))
     if args.output.exists() and not args.overwrite:
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     extent = np.ptp(np.load(args.output / "coord.npy", allow_pickle=False), axis=0)
     size = " x ".join(f"{length:.2f}" for length in extent)
     print(f"{args.output}: {len(cloud.coord)} points over {size} m, {len(frames)} frames")
+    return 0
 
 
 def _spaced(frames: Sequence[FrameRecord], most: int) -> list[FrameRecord]:
@@ -153,7 +155,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_for_user(main, sys.argv[1:]))

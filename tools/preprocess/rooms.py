@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.rooms import write_raw_scannet, write_rooms
 from pointcept3m.datasets.rooms.layout import SPLITS
 
@@ -32,31 +33,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the rooms with progress on stderr."""
     args = build_parser().parse_args(arguments)
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     if not counts:
         sys.exit("error: nothing to do: ask for rooms with --train, --val or --test")
-    try:
-        if args.raw_scannet:
-            seeds = {split: range(args.first_seed, args.first_seed + count) for split, count in counts.items()}
-            size = tuple(args.size)
-            folders = write_raw_scannet(args.output_root, seeds, args.num_frames, size, (size[0] * 2 + 2, size[1] * 2 + 4))
-            print(f"{len(folders)} scenes as raw ScanNet in {args.output_root}")
-            return
-        for split, count in counts.items():
-            start = time.monotonic()
+    if args.raw_scannet:
+        seeds = {split: range(args.first_seed, args.first_seed + count) for split, count in counts.items()}
+        size = tuple(args.size)
+        folders = write_raw_scannet(args.output_root, seeds, args.num_frames, size, (size[0] * 2 + 2, size[1] * 2 + 4))
+        print(f"{len(folders)} scenes as raw ScanNet in {args.output_root}")
+        return 0
+    for split, count in counts.items():
+        start = time.monotonic()
 
-            def show(done: int, total: int, split: str = split, start: float = start) -> None:
-                left = (time.monotonic() - start) / done * (total - done)
-                print(f"[{done}/{total}] {split} ({left:.0f} s left)", file=sys.stderr)
+        def show(done: int, total: int, split: str = split, start: float = start) -> None:
+            left = (time.monotonic() - start) / done * (total - done)
+            print(f"[{done}/{total}] {split} ({left:.0f} s left)", file=sys.stderr)
 
-            write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), args.workers, progress=show)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), args.workers, progress=show)
     print(f"{sum(counts.values())} rooms in {args.output_root}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_for_user(main, sys.argv[1:]))

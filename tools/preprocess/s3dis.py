@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_s3dis import RoomReport, Settings, preprocess_s3dis
 from pointcept3m.datasets.s3dis import S3DIS_CLASSES
 
@@ -47,10 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.align_angle and "aligned" in args.raw_root.name.lower():
         print(f"warning: {args.raw_root.name} seems to be the aligned version; --align-angle turns its rooms once more", file=sys.stderr)
     settings = Settings(args.align_angle, args.normals == "estimate")
-    try:
-        reports = preprocess_s3dis(args.raw_root, args.output_root, settings, args.areas, args.workers, args.skip_broken, show)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    reports = preprocess_s3dis(args.raw_root, args.output_root, settings, args.areas, args.workers, args.skip_broken, show)
     print(summary(reports))
     return int(any(report.error for report in reports))
 
@@ -70,4 +68,4 @@ def summary(reports: Sequence[RoomReport]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_for_user(main, sys.argv[1:]))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_scannet import SPLITS, SceneReport, Settings, preprocess_scannet
 
 
@@ -43,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = f"FAILED {report.error}" if report.error else f"{report.num_points} points, {report.num_frames} frames"
         print(f"[{done}/{count}] {report.split}/{report.name}: {state} ({left:.0f} s left)", file=sys.stderr)
 
-    try:
-        reports = preprocess_scannet(args.raw_root, args.output_root, settings, args.frames_root, args.splits, args.workers, args.skip_broken, show)
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {error}")
+    reports = preprocess_scannet(args.raw_root, args.output_root, settings, args.frames_root, args.splits, args.workers, args.skip_broken, show)
     print(summary(reports))
     return int(any(report.error for report in reports))
 
@@ -66,4 +64,4 @@ def summary(reports: Sequence[SceneReport]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_for_user(main, sys.argv[1:]))
