@@ -1,7 +1,6 @@
 """The dataset every other one extends: a list of scene folders, read, transformed, and cut into fragments for tests."""
 
 import copy
-import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +22,14 @@ from pointcept3m.datasets.limited import (
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.scene import Scene
 from pointcept3m.utils.errors import add_note
-from pointcept3m.utils.registry import near_names
+from pointcept3m.utils.registry import ShowsArguments, near_names
 from pointcept3m.utils.seed import mix_seed, preserved_rng
 
 logger = logging.getLogger("pointcept3m")
 
 
 @DATASETS.register_module()
-class PointDataset(Dataset):
+class PointDataset(ShowsArguments, Dataset):
     """Scenes `<data_root>/<split>/<scene>/` as samples: coord, color, normal, segment, instance, name, split.
 
     Args:
@@ -53,11 +52,6 @@ class PointDataset(Dataset):
     Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
         none of it.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Every dataset shows all arguments it takes, so that a mistyped one in a config is an error with near names."""
-        super().__init_subclass__(**kwargs)
-        cls.__signature__ = full_signature(cls)
 
     segment_asset = "segment"
     hint = "see docs/data.md for the layout of a scene folder"
@@ -316,21 +310,6 @@ def _naming_scene(data: DataDict) -> Iterator[None]:
     except (KeyError, ValueError, TypeError) as error:
         add_note(error, where)
         raise
-
-
-def full_signature(cls: type) -> inspect.Signature:
-    """The arguments `cls` takes, with those that its `**kwargs` hands on to the classes it extends."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
-        _, *parameters = inspect.signature(base.__init__).parameters.values()  # without self
-        inherited = bool(found)
-        for parameter in parameters:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                kind = parameter.KEYWORD_ONLY if inherited else parameter.kind
-                found.setdefault(parameter.name, parameter.replace(kind=kind))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return inspect.Signature(list(found.values()))
 
 
 DATASETS.register_module("DefaultDataset", module=PointDataset)

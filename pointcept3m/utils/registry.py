@@ -71,6 +71,32 @@ class Registry:
                 raise TypeError(f"{self.name}[{kind!r}] takes no argument {key!r}; {near_names(key, parameters)}")
 
 
+class ShowsArguments:
+    """A class whose signature, and its subclasses', holds what `**kwargs` hands on to the classes they extend.
+
+    So a registry finds a mistyped argument of a subclass that does not write them all out.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = full_signature(cls)
+
+
+def full_signature(cls: type) -> inspect.Signature:
+    """The arguments `cls` takes, with those that its `**kwargs` hands on to the classes it extends."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        _, *parameters = inspect.signature(base.__init__).parameters.values()  # without self
+        inherited = bool(found)
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                kind = parameter.KEYWORD_ONLY if inherited else parameter.kind
+                found.setdefault(parameter.name, parameter.replace(kind=kind))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return inspect.Signature(list(found.values()))
+
+
 def near_names(word: str, known: Any) -> str:
     """The end of an error sentence: close matches of `word` among `known`, else all of them."""
     known = sorted(map(str, known))

@@ -1,5 +1,6 @@
 """PointGroup: its losses and proposals against a loop over points, and what bad batches get."""
 
+import inspect
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from pointcept3m.models import MODELS, build_model
+from pointcept3m.models.heads.pointgroup import PointGroup, PointGroupWithCriteria
 from pointcept3m.ops.cluster import ballquery_batch_p, bfs_cluster
 
 CLASSES = 5
@@ -177,6 +179,20 @@ def test_v1m2():
     assert torch.equal(frozen(sample, return_point=True)["point"], frozen.backbone(sample))
     with pytest.raises(ValueError, match="criteria"):
         build("PG-v1m2")
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("cluster_tresh", "cluster_thresh"), ("criteriae", "criteria")])
+def test_a_mistyped_argument_of_v1m2_is_named(wrong, near):
+    """Also one that is PG-v1m1's, which v1m2 hands on; and a subclass is told by its own arguments and theirs."""
+    with pytest.raises(TypeError, match=f"takes no argument '{wrong}'; did you mean '{near}'"):
+        build("PG-v1m2", criteria=dict(type="CrossEntropyLoss"), **{wrong: 1})
+
+    class Further(PointGroupWithCriteria):
+        def __init__(self, further=1, **kwargs):
+            super().__init__(**kwargs)
+
+    assert {"further", "criteria", "cluster_thresh", "backbone"} < set(inspect.signature(Further).parameters)
+    assert list(inspect.signature(PointGroupWithCriteria).parameters)[-11:] == list(inspect.signature(PointGroup).parameters)
 
 
 def test_a_backbone_may_return_a_dict():

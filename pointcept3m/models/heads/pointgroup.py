@@ -10,6 +10,7 @@ from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.models.losses import build_criteria
 from pointcept3m.ops.cluster import cluster_points
 from pointcept3m.ops.segment import segment_csr
+from pointcept3m.utils.registry import ShowsArguments
 
 from .segmentor import features_of
 
@@ -18,7 +19,7 @@ LABELS = ("segment", "instance", "instance_centroid")
 
 
 @MODELS.register_module("PG-v1m1")
-class PointGroup(nn.Module):
+class PointGroup(ShowsArguments, nn.Module):
     """PointGroup (Jiang et al. 2020) as Pointcept's PG-v1m1 has it: arguments, tensors, losses and proposals are its.
 
     Two heads on the backbone's features [N, backbone_out_channels]: `seg_head` gives class logits, `bias_head` the way
@@ -168,42 +169,21 @@ class PointGroup(nn.Module):
 class PointGroupWithCriteria(PointGroup):
     """PG-v1m1 with `criteria` of one's choice for the classes, and a backbone that can be kept as it is.
 
-    freeze_backbone, frozen_norm: as in `DefaultSegmentorV2`. return_point in forward: dict(point), what the backbone
-    returns, and nothing else.
+    The arguments of PG-v1m1, and freeze_backbone and frozen_norm as in `DefaultSegmentorV2`. return_point in forward:
+    dict(point), what the backbone returns, and nothing else.
     """
 
     name = "PG-v1m2"
 
     def __init__(
         self,
-        backbone: Config,
-        backbone_out_channels: int = 64,
-        semantic_num_classes: int = 20,
-        semantic_ignore_index: int = -1,
-        segment_ignore_index: Sequence[int] = (-1, 0, 1),
-        instance_ignore_index: int = -1,
-        cluster_thresh: float = 1.5,
-        cluster_closed_points: int = 300,
-        cluster_propose_points: int = 100,
-        cluster_min_points: int = 50,
-        voxel_size: float = 0.02,
+        *,
         criteria: Sequence[Config] | Config | None = None,
         freeze_backbone: bool = False,
         frozen_norm: str = "eval",
+        **kwargs: Any,
     ):
-        super().__init__(
-            backbone,
-            backbone_out_channels,
-            semantic_num_classes,
-            semantic_ignore_index,
-            segment_ignore_index,
-            instance_ignore_index,
-            cluster_thresh,
-            cluster_closed_points,
-            cluster_propose_points,
-            cluster_min_points,
-            voxel_size,
-        )
+        super().__init__(**kwargs)
         if frozen_norm not in ("eval", "train"):
             raise ValueError(f"frozen_norm must be 'eval' or 'train', got {frozen_norm!r}")
         self.seg_criteria = build_criteria(criteria)
