@@ -179,6 +179,7 @@ def test_check_names_the_spconv_that_fits_the_torch(monkeypatch, cuda, words):
 
 def test_check_compares_without_saying_that_the_twin_serves(caplog, monkeypatch):
     monkeypatch.setattr(_library, "_twins_in_use", set())
+    monkeypatch.setattr(logging.getLogger("pointcept3m"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="pointcept3m"):
         speeds = _inventory.scatter_speed(1000, 4)
     assert "torch" in speeds

@@ -19,6 +19,7 @@ from pointcept3m.datasets.limited import (
     read_names,
     require_annotated,
 )
+from pointcept3m.datasets.transforms.collect import Collect
 from pointcept3m.datasets.transforms.compose import Compose, DataDict
 from pointcept3m.structures.scene import Scene
 from pointcept3m.utils.errors import add_note
@@ -90,6 +91,7 @@ class PointDataset(ShowsArguments, Dataset):
         self.data_list = self.get_data_list()
         if self.la_rows is not None:
             require_annotated(map(self.scene_name, self.data_list), self.la_rows)
+        self.num_labelled = self._count_labelled()
         logger.info("%s: %d scenes x %d in split %s", type(self).__name__, len(self.data_list), self.loop, split)
 
     def _build_test(self, test_cfg: Mapping[str, Any]) -> None:
@@ -182,6 +184,20 @@ class PointDataset(ShowsArguments, Dataset):
         if self.la_rows is not None:
             keep_annotated(data, self.la_rows[data["name"]], self.ignore_index)
         return data
+
+    def _count_labelled(self) -> int | None:
+        """How many scenes have a file of labels, with a warning where some have none; None where labels are not asked for.
+
+        Tests may do without, and so may a data set that makes its labels itself.
+        """
+        asked = any(isinstance(step, Collect) and "segment" in step.keys for step in self.transform.transforms)
+        if not asked or self.test_mode or not type(self).get_data.__module__.startswith("pointcept3m."):
+            return None
+        bare = [folder for folder in map(Path, self.data_list) if not (folder / f"{self.segment_asset}.npy").is_file()]
+        if bare:
+            words = f"{type(self).__name__}: {len(bare)} of {len(self.data_list)} scenes in split {self.split} have no"
+            logger.warning("%s %s.npy, so their points have no label; first %s", words, self.segment_asset, bare[0])
+        return len(self.data_list) - len(bare)
 
     def _labels(self, values: np.ndarray | None, count: int) -> np.ndarray:
         """Labels as int64, with -1 (unlabelled on disk) turned into `ignore_index`."""

@@ -39,6 +39,7 @@ from .defaults import (
 )
 from .facts import save_code_state
 from .hooks.builder import build_hooks
+from .labels import LabelWatch, NoLabelsError, check_class_count
 from .loader import CheckedCollate, EpochBatchSampler, EvaluationSampler, build_loader, shutdown_workers, to_device
 
 TRAINERS = Registry("trainers")
@@ -148,6 +149,8 @@ class DefaultTrainer(TrainerBase):
         self.train_loader = self.build_train_loader()
         self.val_loader = self.build_val_loader()
         self.model = self.build_model()
+        check_class_count(cfg, self.bare_model)
+        self.labels = LabelWatch(cfg, self.bare_model, getattr(getattr(self.train_loader, "dataset", None), "dataset", None))
         self.optimizer = build_optimizer(cfg.optimizer, self.model, cfg.param_dicts)
         self.scheduler = self.build_scheduler()
         set_seed(self.seed if comm.get_rank() == 0 else mix_seed(self.seed, comm.get_rank()))
@@ -295,7 +298,9 @@ class DefaultTrainer(TrainerBase):
         self.sampler.set_epoch(self.epoch, self.epoch_step)
         self.model.train()
         self.call_hooks("before_epoch")
+        self.labels.start(whole=self.epoch_step == 0)
         for batch in self.train_loader:
+            self.labels.look(batch)
             self.comm_info["iter"] = self.epoch_step
             self.comm_info["input_dict"] = batch
             self.call_hooks("before_step")
@@ -304,6 +309,7 @@ class DefaultTrainer(TrainerBase):
             self.global_step += 1
             self.call_hooks("after_step")
             self.check_stop(agreed=True)
+        self.labels.end(self.epoch)
         comm.share_buffers(self.bare_model)
         self.call_hooks("after_epoch")
         self.storage.reset_histories()
@@ -434,7 +440,7 @@ class DefaultTrainer(TrainerBase):
         Several processes do not: saving takes all of them, and the others know nothing of the error.
         """
         fresh = self.saved_step is not None and self.global_step > self.saved_step
-        spoilt = isinstance(error, (FloatingPointError, comm.MissingRankError)) or not self.between_updates
+        spoilt = isinstance(error, (FloatingPointError, NoLabelsError, comm.MissingRankError)) or not self.between_updates
         if not fresh or spoilt or comm.get_world_size() > 1:
             return
         try:

@@ -162,17 +162,96 @@ def test_scenes_of_one_point(scenes, train, tmp_path):
     assert "batch ['" in caught.value.__notes__[0]
 
 
-def test_scenes_without_labels_have_loss_zero(scenes, train, tmp_path):
+def test_a_batch_without_labels_has_loss_zero(scenes, train, tmp_path):
     """Documented: points without labels add nothing, and a batch of nothing else leaves the weights as they are."""
+    from pointcept3m.engines import HOOKS
+
+    moved = {}
+
+    @HOOKS.register_module(force=True)
+    class Compare(HookBase):
+        def before_step(self):
+            self.before = [parameter.detach().clone() for parameter in self.trainer.model.parameters()]
+
+        def after_step(self):
+            same = all(torch.equal(a, b) for a, b in zip(self.before, self.trainer.model.parameters(), strict=True))
+            name = self.trainer.comm_info["input_dict"]["name"][0]
+            moved[name] = (not same, self.trainer.comm_info["scalars"]["loss"])
+
+    write_scene(scenes, "train", "hall", segment=np.full(300, -1))
+    cfg = config(scenes, tmp_path / "run", batch_size=1)
+    cfg["hooks"].append(dict(type="Compare"))
+    train(cfg)
+    assert moved["hall"] == (False, 0.0) and moved["kitchen"][0] and moved["kitchen"][1] > 0
+
+
+def test_an_epoch_without_one_label_is_an_error(scenes, train, tmp_path):
+    """Not a training that ends with the weights of its start, loss 0 and status 0."""
     for name in ("hall", "kitchen"):
         write_scene(scenes, "train", name, segment=np.full(300, -1))
-    cfg = config(scenes, tmp_path / "run")
-    trainer = train(cfg)
-    assert trainer.results["train_loss"] == 0.0
-    first = TRAINERS.build(dict(type="DefaultTrainer"), cfg={**cfg, "save_path": str(tmp_path / "untrained")})
-    first.close()
-    for name, parameter in first.model.named_parameters():
-        assert torch.equal(parameter, dict(trainer.model.named_parameters())[name]), name
+    for task, words in (("whole", "not one point of epoch 1 has a label, segment is -1 everywhere"), ("again", "not one point of epoch 1")):
+        with pytest.raises(ValueError, match=words) as caught:
+            train(config(scenes, tmp_path / task))
+        assert "put them into segment.npy" in str(caught.value) and not getattr(caught.value, "__notes__", ())
+    assert not (tmp_path / "whole/model").exists()
+
+
+def test_scenes_without_a_file_of_labels(scenes, train, tmp_path, capsys):
+    """One is named; none at all is an error before the first step; data that ask for no labels need none."""
+    (scenes / "train/hall/segment.npy").unlink()
+    train(config(scenes, tmp_path / "one"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "have no label" in line]
+    words = f"PointDataset: 1 of 2 scenes in split train have no segment.npy, so their points have no label; first {scenes / 'train/hall'}"
+    assert len(lines) == 1 and lines[0].endswith(f"WARNING] {words}")
+    (scenes / "train/kitchen/segment.npy").unlink()
+    with pytest.raises(ValueError, match="no scene of split train in .* has segment.npy; DefaultSegmentor learns from labels alone"):
+        train(config(scenes, tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    capsys.readouterr()
+    from pointcept3m.datasets import build_dataset
+
+    section = config(scenes, tmp_path / "x")["data"]["train"]
+    section["transform"][-1] = dict(type="Collect", keys=("coord",), feat_keys=("color",))
+    assert build_dataset(section).num_labelled is None and "no label" not in capsys.readouterr().err
+
+
+def test_class_counts_of_model_and_data_must_agree(scenes, train, tmp_path):
+    """Before the first step where the model can tell, in its first forward where it cannot."""
+    from pointcept3m.models import MODELS
+
+    def sentence(**model):
+        cfg = config(scenes, tmp_path / "run")
+        cfg["model"] = {**cfg["model"], **model}
+        with pytest.raises(ValueError, match="config: data.num_classes is 4, but ") as caught:
+            train(cfg)
+        return str(caught.value)
+
+    backbone = config(scenes, "x")["model"]["backbone"]
+    assert "model.backbone.num_classes is 3: DefaultSegmentor gives 3 class scores" in sentence(backbone={**backbone, "num_classes": 3})
+    assert "model.backbone.num_classes is 0: DefaultSegmentor gives" in sentence(backbone={**backbone, "num_classes": 0, "channels": (4, 4, 4, 8)})
+    wide = dict(backbone={**backbone, "num_classes": 0}, backbone_out_channels=4)
+    assert "model.num_classes is 13: DefaultSegmentorV2 gives 13" in sentence(type="DefaultSegmentorV2", num_classes=13, **wide)
+    group = config(scenes, tmp_path / "group")
+    group["model"] = dict(type="PG-v1m1", semantic_num_classes=5, **wide)
+    with pytest.raises(ValueError, match="data.num_classes is 4, but model.semantic_num_classes is 5: PointGroup gives 5"):
+        TRAINERS.build(dict(type="DefaultTrainer"), cfg=group)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "group").exists()
+
+    @MODELS.register_module(force=True)
+    class Foreign(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, width)
+
+        def forward(self, input_dict):
+            return self.layer(input_dict["feat"])
+
+    for width in (3, 5):
+        assert f"DefaultSegmentor gives {width} class scores" in sentence(backbone=dict(type="Foreign", width=width))
+    fitting = config(scenes, tmp_path / "fits")
+    fitting["model"]["backbone"] = dict(type="Foreign", width=4)
+    trainer = train(fitting)
+    assert trainer.global_step == 1 and not trainer.model.criteria._forward_pre_hooks
 
 
 def test_validation_without_labels_is_never_the_best(scenes, train, tmp_path):

@@ -53,7 +53,7 @@ def test_the_hook_says_what_it_is_about_to_do(caplog):
             return batch(torch.arange(30) % 3)
 
     hook = LinearProbe(dict(type="ProbeScenes", size=2), dict(type="ProbeScenes", size=1), ["a", "b", "c"], steps=20)
-    logger = logging.getLogger("pointcept3m.test_probe")
+    logger = logging.getLogger("test_probe")
     model = SimpleNamespace(backbone=Features())
     hook.trainer = SimpleNamespace(bare_model=model, device=torch.device("cpu"), seed=0, logger=logger)
     with caplog.at_level(logging.INFO, logger=logger.name):

@@ -30,6 +30,12 @@ class DefaultSegmentor(nn.Module):
         """[N, K] float scores of each point."""
         return features_of(self.backbone(input_dict))
 
+    def class_count(self) -> int | None:
+        """K, or None where it shows in the first forward only."""
+        # Backbones of this package promise that `out_channels` is the width of their output; others may mean something else.
+        ours = type(self.backbone).__module__.startswith("pointcept3m.models.")
+        return getattr(self.backbone, "out_channels", None) if ours else None
+
     def forward(self, input_dict: dict[str, Any]) -> dict[str, Tensor]:
         if "condition" in input_dict and isinstance(input_dict["condition"], list):
             # Backbones with a normalisation per data set take one word: a batch comes from one of them.
@@ -75,6 +81,9 @@ class DefaultSegmentorV2(DefaultSegmentor):
         if self.freeze_backbone and self.frozen_norm == "eval":
             self.backbone.eval()
         return self
+
+    def class_count(self) -> int | None:
+        return self.seg_head.out_features if isinstance(self.seg_head, nn.Linear) else None
 
     def logits(self, input_dict: dict[str, Any]) -> Tensor:
         return self.seg_head(features_of(self.backbone(input_dict)))
