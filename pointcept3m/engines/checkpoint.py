@@ -19,6 +19,16 @@ from pointcept3m.utils.seed import mix_seed, rng_state, set_rng_state, set_seed
 LAST, BEST = "model_last", "model_best"
 
 
+class DoesNotFit(ValueError):
+    """Weights and model do not match. summary: what differs, without advice for a training; headless: the file has none
+    of the model's class heads; counts: which head has how many classes in either, or "".
+    """
+
+    def __init__(self, summary: str, advice: str, headless: bool, counts: str):
+        super().__init__(f"{summary}\n{advice}")
+        self.summary, self.headless, self.counts = summary, headless, counts
+
+
 def numpy_scalars() -> list[Any]:
     """What a numpy number needs to be unpickled: Pointcept stores its best metric as one. Constructs values only."""
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
@@ -138,7 +148,7 @@ def load_weights(
     }
     refused = _refused(problems, strict, allow_partial, _heads(source), _heads(target))
     if not fits or any(refused.values()):
-        raise ValueError(_partial_message(path, source, target, fits, problems if not fits else refused))
+        raise _does_not_fit(path, source, target, fits, problems if not fits else refused)
     model.load_state_dict(fits, strict=False)
     if logger:
         logger.info(f"weights: {len(fits)} of {len(target)} tensors of the model loaded from {path}")
@@ -187,31 +197,34 @@ def _heads(keys: Iterable[str]) -> set[str]:
     return found - {""} if "" in found else set()
 
 
-def _class_counts(source: Mapping, target: Mapping, wrong: Sequence[str]) -> str:
-    """A sentence where a classifier is of another shape because the class counts differ; "" elsewhere."""
+def _class_counts(source: Mapping, target: Mapping, wrong: Sequence[str]) -> tuple[str, str]:
+    """A sentence where a classifier is of another shape because the class counts differ, and its end for a training; else ""."""
     for key in wrong:
         theirs, ours = source[key].shape, target[key].shape
         if key.endswith(".weight") and key.split(".")[-2] in ("final", "seg_head") and theirs[0] != ours[0] and theirs[1:] == ours[1:]:
             head = key.removesuffix(".weight")
             return (
-                f"  class counts: {head} has {theirs[0]} classes in the file and {ours[0]} in this config; test with the config the "
-                f"weights were trained with, or start a new head with CheckpointLoader(allow_partial=({head!r},))"
+                f"{head} has {theirs[0]} classes in the file and {ours[0]} in this config; test with the config the weights were trained with",
+                f", or start a new head with CheckpointLoader(allow_partial=({head!r},))",
             )
-    return ""
+    return "", ""
 
 
-def _partial_message(path: Any, source: Mapping, target: Mapping, fits: Mapping, problems: Mapping[str, list[str]]) -> str:
+def _does_not_fit(path: Any, source: Mapping, target: Mapping, fits: Mapping, problems: Mapping[str, list[str]]) -> DoesNotFit:
+    counts, new_head = _class_counts(source, target, problems.get("of another shape", ()))
     lines = [f"checkpoint {path}: {len(fits)} of the model's {len(target)} tensors fit"]
     for what, keys in problems.items():
         if keys and what == "of another shape":
             shown = [f"{k} {list(source[k].shape)} for {list(target[k].shape)}" for k in keys]
             lines.append(f"  {len(keys)} {what}: {_shorten(shown)}")
-            lines += [counts] if (counts := _class_counts(source, target, keys)) else []
         elif keys:
             near = f"; {keys[0]!r}: {near_names(keys[0], source)}" if what.startswith("missing") and len(source) < 2000 else ""
             lines.append(f"  {len(keys)} {what}: {_shorten(keys)}{near if 'did you mean' in near else ''}")
-    lines.append("  CheckpointLoader(keywords=..., replacement=...) renames keys; allow_partial=('prefix', ...) or True lets these pass")
-    return "\n".join(lines)
+    advice = "  CheckpointLoader(keywords=..., replacement=...) renames keys; allow_partial=('prefix', ...) or True lets these pass"
+    if counts:
+        advice = f"  class counts: {counts}{new_head}\n{advice}"
+    heads = _heads(target)
+    return DoesNotFit("\n".join(lines), advice, bool(heads) and not heads & _heads(source), counts)
 
 
 def _shorten(names: Sequence[str], number: int = 6) -> str:

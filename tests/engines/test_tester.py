@@ -10,6 +10,7 @@ import torch
 from pointcept3m.engines.metrics import segmentation_scores
 from pointcept3m.engines.protocol import Through, classes_counted, points_scored
 from pointcept3m.engines.testers import TESTERS, SemSegTester
+from pointcept3m.models.builder import build_model
 
 
 @pytest.fixture
@@ -100,6 +101,35 @@ def test_errors(toy, run, tmp_path):
         make_tester(toy, run, data=data).test()
     with pytest.raises(KeyError, match="data.num_classes is missing"):
         make_tester(toy, run, data=dict(test=dict(type="ToyScenes", fragments=True))).test()
+
+
+def test_weights_that_cannot_be_tested_get_no_advice_for_trainings(toy, tmp_path):
+    """A pretraining has no class head, another data set another one; letting tensors pass would test random numbers."""
+    model = dict(type="DefaultSegmentorV2", num_classes=3, backbone_out_channels=8, backbone=dict(type="ToyBackbone", out_channels=8))
+    model["criteria"] = [dict(type="CrossEntropyLoss")]
+    whole = build_model(model).state_dict()
+    backbone = {key: value for key, value in whole.items() if key.startswith("backbone.")}
+    files = {
+        "pretrained": {**backbone, "decoder.weight": torch.zeros(2, 2)},
+        "other": {**backbone, "seg_head.weight": torch.zeros(5, 8), "seg_head.bias": torch.zeros(5)},
+        "damaged": {key: value for key, value in whole.items() if key != "backbone.last.bias"},
+        "good": whole,
+    }
+
+    def build(name):
+        path = tmp_path / f"{name}.pth"
+        torch.save({"state_dict": files[name]}, path)
+        return TESTERS.build(dict(type="SemSegTester"), cfg=toy.toy_config(tmp_path / "x", model=model, weight=str(path)))
+
+    for name, words in (
+        ("pretrained", "has no class head, which a DefaultSegmentorV2 is tested by.*Fine-tune .*pointcept3m train .*weight=.*pretrained.pth"),
+        ("other", "is of another number of classes: seg_head has 5 classes in the file and 3 in this config; test with the config"),
+        ("damaged", "(?s)1 missing .*backbone.last.bias.*a test takes every tensor or none"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            build(name)
+        assert str(caught.value).startswith("test: ") and "allow_partial" not in str(caught.value)
+    assert torch.equal(build("good").model.seg_head.weight, whole["seg_head.weight"])
 
 
 def test_every_score_of_a_training_says_its_protocol(toy, train, tmp_path):

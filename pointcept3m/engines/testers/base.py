@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pointcept3m.datasets.builder import build_dataset
-from pointcept3m.engines.checkpoint import load_weights, unwrap
+from pointcept3m.engines.checkpoint import DoesNotFit, load_weights, unwrap
 from pointcept3m.engines.convention import check_input
 from pointcept3m.engines.defaults import (
     check_weight,
@@ -89,8 +89,23 @@ class TesterBase:
         check_input(
             self.cfg.weight, self.cfg, loader.get("weight_color"), loader.get("check_input", True), section="test", logger=self.logger
         )
-        load_weights(model, self.cfg.weight, **renaming, logger=self.logger)
+        try:
+            load_weights(model, self.cfg.weight, **renaming, logger=self.logger)
+        except DoesNotFit as error:
+            raise ValueError(self._refusal(error)) from error
         return model
+
+    def _refusal(self, error: DoesNotFit) -> str:
+        """Why weights are not tested: that a training may let tensors pass is no advice here."""
+        weight, kind = self.cfg.weight, self.cfg.model.get("type")
+        if error.headless and self.task in ("semseg", "insseg"):
+            return (
+                f"test: {weight} has no class head, which a {kind} is tested by: it is a pretraining, or of another model. Fine-tune it on "
+                f"labelled scenes first: pointcept3m train --config-file configs/rooms/semseg-spunet-v1m1-0-base.py --options weight={weight}"
+            )
+        if error.counts:
+            return f"test: {weight} is of another number of classes: {error.counts}"
+        return f"test: {error.summary}\n  test with the config the weights were trained with; a test takes every tensor or none"
 
     @property
     def test_section(self) -> Mapping[str, Any]:
