@@ -34,7 +34,7 @@ def visualize_argument_parser() -> argparse.ArgumentParser:
     add, wanted = parser.add_argument, parser.add_argument_group
     add("scene", nargs="+", metavar="SCENE", help="scene folder of .npy files, or a scan: ply, pcd, las, npy, npz, folder of RGB-D frames")
     add("--weight", metavar="W", help="weights of any model with a backbone (.pth, .safetensors), or 'random' for fresh ones")
-    add("--config", metavar="FILE", help="config of the weights, where the file does not carry it")
+    add("--config", metavar="FILE", help="config of the weights, where the file does not carry it; alone, it names the classes of labels")
     add("--out", required=True, metavar="FOLDER", help="folder for <scene>_<colour>.ply and .png")
     add("--color", action="append", metavar="COLOUR", help="pca, umap, similarity, prediction, error, rgb, label; several with commas (pca)")
     add("--query", action="append", default=[], metavar="POINT", help="point for similarity: INDEX or x,y,z in the first scene, or SCENE:INDEX, SCENE:x,y,z; may be repeated")

@@ -208,6 +208,42 @@ def test_features_of_the_backbone_reach_every_point(weight, tmp_path):
     assert torch.allclose(found.value[found.inverse], wanted[sample["inverse"]], atol=1e-5)
 
 
+def labels_alone(folder, asset):
+    """A scene folder whose labels 0, 2 and 7 lie in `asset`.npy."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(folder / "coord.npy", rng.random((300, 3), dtype=np.float32))
+    np.save(folder / "color.npy", rng.integers(0, 256, (300, 3)).astype(np.uint8))
+    np.save(folder / f"{asset}.npy", np.array([0, 2, 7])[np.arange(300) % 3])
+    return folder
+
+
+def test_labels_without_a_weight_have_the_names_that_are_known(tmp_path, capsys, monkeypatch):
+    """segment20 and segment200 say their classes; a plain segment does by --config, and without it the output says so."""
+    from pointcept3m.datasets.scannet_labels import SCANNET20_NAMES, SCANNET200_NAMES
+    from pointcept3m.engines.visualize import command
+
+    legends, made = [], command.sheet.ClassLegend
+    monkeypatch.setattr(command.sheet, "ClassLegend", lambda title, names, colors: legends.append((list(names), colors)) or made(title, names, colors))
+    out = ["--out", tmp_path / "out", "--color", "label", "--size", 100]
+    for asset, names in (("segment20", SCANNET20_NAMES), ("segment200", SCANNET200_NAMES)):
+        status, text, _ = run(capsys, labels_alone(tmp_path / asset / "hall", asset), *out)
+        assert status == 0 and "does not tell" not in text
+        assert legends[-1][0] == [names[k] for k in (0, 2, 7)]
+        assert np.array_equal(legends[-1][1], command.palette.palette_for(names)[[0, 2, 7]])
+    plain = labels_alone(tmp_path / "plain" / "hall", "segment")
+    status, text, _ = run(capsys, plain, *out)
+    assert status == 0 and legends[-1][0] == ["class 0", "class 2", "class 7"]
+    assert "segment.npy does not tell the names of its classes, nor their colours: --config FILE or --weight W" in text
+    config = tmp_path / "names.py"
+    config.write_text("data = dict(num_classes=8, names=['wall', 'floor', 'chair', 'table', 'bed', 'sofa', 'desk', 'lamp'])\n")
+    status, text, _ = run(capsys, plain, *out, "--config", config)
+    assert status == 0 and legends[-1][0] == ["wall", "chair", "lamp"] and "does not tell" not in text
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "config": config.read_text()}, tmp_path / "w.pth")
+    status, text, _ = run(capsys, plain, *out, "--weight", tmp_path / "w.pth")
+    assert status == 0 and legends[-1][0] == ["wall", "chair", "lamp"] and "does not tell" not in text
+
+
 def test_large_scenes_are_cut_and_no_point_is_left_out(weight, tmp_path):
     coord = np.random.default_rng(0).random((6000, 3)).astype(np.float32) * [60, 4, 2]
     scene = PointScene("hall", tmp_path, coord.astype(np.float32), coord, np.arange(len(coord)), np.full(coord.shape, 9.0, np.float32), np.ones_like(coord))

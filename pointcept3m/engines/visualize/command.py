@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pointcept3m.datasets.readers.ply import needs_double, write_ply
+from pointcept3m.datasets.scannet_labels import SCANNET20_NAMES, SCANNET200_NAMES
 from pointcept3m.engines.predict.predictor import Predictor, load
 from pointcept3m.engines.visualize import cloud_picture, embedding, point_features, sheet
 from pointcept3m.engines.visualize.point_features import InputRecipe, VoxelOutput
@@ -33,6 +34,7 @@ TITLES = {
 NEEDS_FEATURES = {"pca", "umap", "similarity"}
 NEEDS_CLASSES = {"prediction", "error"}
 NEEDS_LABELS = {"label", "error"}
+ASSET_NAMES = {"segment20": SCANNET20_NAMES, "segment200": SCANNET200_NAMES}  # the classes of label files with a meaning of their own
 MAX_QUERY_DISTANCE = 0.5  # metres from a query to the nearest point, beyond which it is a mistake
 
 
@@ -92,7 +94,9 @@ class Model:
 def open_model(kinds: Sequence[str], arguments: argparse.Namespace) -> Model:
     """Loads what `kinds` need. Raises ValueError, FileNotFoundError where the weight cannot give it."""
     needs_features, needs_classes = set(kinds) & NEEDS_FEATURES, set(kinds) & NEEDS_CLASSES
-    if not needs_features and not needs_classes:
+    if not needs_features and not needs_classes:  # the names of classes are all that is left to learn from either
+        if arguments.weight not in (None, point_features.RANDOM):
+            return Model(cfg=point_features.config_of(arguments.weight, arguments.config)[1])
         return Model(cfg=Config.fromfile(arguments.config) if arguments.config else {})
     if arguments.weight is None:
         raise ValueError(f"--color {','.join(kinds)} needs --weight, a file or 'random'")
@@ -358,7 +362,7 @@ def _classes(
     # labels and predictions share one list and one legend, or a class would have two colours in one figure
     every = [v for v in (*predictions, *(labels if "label" in kinds else ())) if v is not None]
     present = sorted({int(k) for v in every for k in np.unique(v)})
-    names = point_features.class_names(model.cfg)
+    names = point_features.class_names(model.cfg) or _names_of_assets(scenes, say)
     names += [f"class {k}" for k in range(len(names), max(present) + 1)]
     colors_of = palette.palette_for(names)
     classes = [k for k in present if k >= 0]
@@ -367,6 +371,16 @@ def _classes(
         swatches = [*swatches[0], "no label"], np.concatenate([swatches[1], [palette.UNLABELLED]])
     legend = sheet.ClassLegend("classes", *swatches)
     return _coloring(kind, [palette.class_colors(v, colors_of) for v in values], [{kind: v} for v in values], legends=[legend])
+
+
+def _names_of_assets(scenes: Sequence[PointScene], say: Say) -> list[str]:
+    """The class names that the scenes' files of labels tell by their own name; what to give, and [], where they do not."""
+    assets = {scene.segment_asset for scene in scenes if scene.segment is not None}
+    names = list(ASSET_NAMES.get(next(iter(assets)), ())) if len(assets) == 1 else []
+    if not names:
+        files = " and ".join(f"{asset}.npy" for asset in sorted(filter(None, assets)))
+        say(f"{files} does not tell the names of its classes, nor their colours: --config FILE or --weight W of its data set brings both")
+    return names
 
 
 # files

@@ -23,7 +23,7 @@ class PointScene:
     """A cloud with z up in metres. coord [N, 3] float32; color [N, 3] 0..255, normal [N, 3], segment [N] int64 or None.
 
     original_coord: [N, 3] as the file has them, less points that are not finite. rows: [N], where they stand in the file.
-    notes: sentences about what was guessed or left out.
+    segment_asset: the file that `segment` was read from, without `.npy`. notes: sentences about what was guessed or left out.
     """
 
     name: str
@@ -34,6 +34,7 @@ class PointScene:
     color: NDArray[np.float32] | None = None
     normal: NDArray[np.float32] | None = None
     segment: NDArray[np.int64] | None = None
+    segment_asset: str = ""
     notes: list[str] = field(default_factory=list)
     estimated_normals: bool = False
 
@@ -90,6 +91,7 @@ def open_scene(path: str | Path, segment_asset: str | None, arguments: argparse.
     cloud = read_cloud(path, **({"up_axis": arguments.up_axis} if path.is_dir() else {}))
     scan = prepare_scan(cloud, scan_options(arguments))
     is_folder = (path / "coord.npy").is_file()
+    asset = _asset_of(path, segment_asset) if is_folder else ""
     # a scene folder says all this by its layout, except that normals are computed where it has none
     told = ("unit: ", "up is ", "colours: 0..255") if is_folder else ()
     notes = [note for note in scan.guesses if not note.startswith(told) and (cloud.color is not None or not note.startswith("colours"))]
@@ -104,7 +106,8 @@ def open_scene(path: str | Path, segment_asset: str | None, arguments: argparse.
         color=scan.color if cloud.color is not None or arguments.fill_color is not None else None,
         normal=scan.normal,
         estimated_normals=cloud.normal is None or arguments.normals == "estimate",
-        segment=_read_segment(path, segment_asset, scan.valid) if is_folder else None,
+        segment=Scene(path).load(asset, count=len(scan.valid))[scan.valid] if asset else None,
+        segment_asset=asset,
         notes=notes,
     )
 
@@ -115,9 +118,7 @@ def scan_options(arguments: argparse.Namespace) -> ScanOptions:
     return ScanOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def _read_segment(path: Path, asset: str | None, valid: NDArray[np.bool_]) -> NDArray[np.int64] | None:
-    """The labels of a scene folder, where it has them."""
-    scene = Scene(path)
-    present = scene.assets
-    asset = asset or next((name for name in SEGMENTS if name in present), None)
-    return scene.load(asset, count=len(valid))[valid] if asset in present else None
+def _asset_of(path: Path, asset: str | None) -> str:
+    """The file of labels, without its suffix, of a scene folder: `asset`, by default the first of SEGMENTS; "" where it has none."""
+    present = Scene(path).assets
+    return next((name for name in ((asset,) if asset else SEGMENTS) if name in present), "")
