@@ -303,7 +303,7 @@ def test_our_config_is_sound(path):
         assert {**backbone, "num_classes": 0} == pretraining.model.backbone
     assert cfg.epoch % cfg.eval_epoch == 0
     head = cfg.model.get("num_classes") or cfg.model.get("semantic_num_classes")
-    head = head or backbone.get("num_classes") or backbone.out_channels
+    head = head or backbone.get("num_classes") or backbone.get("out_channels")
     if "pretrain" not in path.stem:
         assert head == cfg.data.num_classes == len(cfg.data["names"])
         rates = cfg.scheduler.max_lr
