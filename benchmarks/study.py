@@ -67,6 +67,10 @@ def write_record(path: Path, content: dict) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def cell(score: dict | None, digits: int = 3) -> str:
-    """`mean ± std` for a table, "-" where nothing was measured."""
-    return f"{score['mean']:.{digits}f} ± {score['std']:.{digits}f}" if score else "-"
+def cell(score: dict | None, wanted: int | None = None) -> str:
+    """`mean ± std` for a table, "-" where nothing was measured; with fewer runs than `wanted` it says how many."""
+    if not score:
+        return "-"
+    number = len(score["runs"])
+    spread = f" ± {score['std']:.3f}" if number > 1 else ""
+    return f"{score['mean']:.3f}{spread}" + (f" ({number} of {wanted} seeds)" if wanted and number < wanted else "")

@@ -75,20 +75,24 @@ def main() -> None:
             for seed in args.seeds:
                 list(pool.map(pretrain, [(start, seed) for start in args.starts if start != SCRATCH]))
                 list(pool.map(run, [job for job in jobs if job[2] == seed]))
-    results: dict[str, dict] = {}
-    for task in args.tasks:
-        for start in args.starts:
+
+    def scores_of(folders: list[Path], names: tuple[str, ...]) -> dict:
+        rows = [json.loads((f / "metrics.json").read_text())["metrics"] for f in folders if finished(f)]
+        return {name: summarise([row[name] for row in rows]) for name in names} if rows else {}
+
+    results: dict[str, dict] = {"probe after pretraining": {}}
+    for start in args.starts:
+        folders = [pretrained(start, seed) for seed in args.seeds]
+        results["probe after pretraining"][start] = scores_of(folders, ("probe_mIoU", "probe_mIoU_at_start"))
+        for task in args.tasks:
             folders = [task_folder((task, start, seed)) for seed in args.seeds]
-            rows = [json.loads((f / "metrics.json").read_text())["metrics"] for f in folders if finished(f)]
-            if rows:
-                scores = {score: summarise([row[score] for row in rows]) for score in TASKS[task][1]}
-                results.setdefault(task, {})[start] = scores
+            results.setdefault(task, {})[start] = scores_of(folders, TASKS[task][1])
     write_record(args.output, {"seeds": args.seeds, "tasks": results})
     print("| task | score | " + " | ".join(args.starts) + " |\n" + "|---" * (len(args.starts) + 2) + "|")
     for task, row in results.items():
-        for score in TASKS[task][1]:
-            cells = [cell(row[start][score]) if start in row else "-" for start in args.starts]
-            print(f"| {task} ({TASKS[task][2]}) | {score} | " + " | ".join(cells) + " |")
+        title = f"{task} ({TASKS[task][2]})" if task in TASKS else task
+        for score in TASKS[task][1] if task in TASKS else ("probe_mIoU",):
+            print(f"| {title} | {score} | " + " | ".join(cell(row[start].get(score), len(args.seeds)) for start in args.starts) + " |")
 
 
 if __name__ == "__main__":
