@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.optim import lr_scheduler
 
-from .registry import Registry
+from .registry import Registry, ShowsArguments
 
 SCHEDULERS = Registry("schedulers")
 Optimizer = torch.optim.Optimizer
@@ -70,7 +70,14 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         super().__init__(optimizer, total_steps, eta_min, last_epoch)
 
 
-SCHEDULERS.register_module("OneCycleLR", module=lr_scheduler.OneCycleLR)
+@SCHEDULERS.register_module()
+class OneCycleLR(ShowsArguments, lr_scheduler.OneCycleLR):
+    """torch's, which divides by zero where the way up takes exactly one step (0.01 of 100 steps, say); here it does not."""
+
+    def __init__(self, optimizer: Optimizer, max_lr: float | list[float], total_steps: int | None = None, pct_start: float = 0.3, **kwargs: Any):
+        if total_steps is not None and pct_start * total_steps == 1:
+            pct_start *= 1 + 1e-9
+        super().__init__(optimizer, max_lr, total_steps, pct_start=pct_start, **kwargs)
 
 
 @SCHEDULERS.register_module()

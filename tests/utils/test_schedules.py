@@ -111,3 +111,9 @@ def test_one_rate_per_group(model):
     assert [group["max_lr"] for group in optimizer.param_groups] == [0.1, 0.01]
     with pytest.raises(ValueError, match="max_lr has 3 entries, the optimizer has 2 parameter groups"):
         build_scheduler(dict(type="OneCycleLR", max_lr=[1, 2, 3]), optimizer, 10)
+
+
+def test_one_cycle_with_one_step_up():
+    """torch alone divides by zero here."""
+    values = rates(dict(type="OneCycleLR", max_lr=2.0, pct_start=0.1, div_factor=10), total=10)
+    assert values[0] == pytest.approx(0.2) and values[1] == pytest.approx(2.0, rel=0.1) and values[-1] < 1e-3
