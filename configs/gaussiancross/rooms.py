@@ -24,7 +24,7 @@ model = dict(
     offset_max=1.0,
     image_weight=20.0,
     depth_weight=1.0,
-    feature_weight=20.0,  # against 4: a better probe and start for fine-tuning, 0.4 dB less PSNR (docs/results.md)
+    feature_weight=20.0,  # against 4: a better probe and start for fine-tuning, half a dB less PSNR (docs/results.md)
 )
 
 optimizer = dict(weight_decay=0.01)
