@@ -1,15 +1,5 @@
 """GaussianCross on generated rooms with a MinkUNet as the backbone, about as wide and as fast as the SpUNet of rooms.py."""
 
-_base_ = ["rooms.py"]
+_base_ = ["rooms.py", "../_base_/rooms_minkunet.py"]
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type="MinkUNet14A",
-        in_channels=6,
-        out_channels=0,
-        planes=(16, 32, 48, 64, 64, 48, 32, 32),
-        init_dim=16,
-    ),
-    backbone_out_channels=32,
-)
+model = dict(backbone="{{ _base_.backbone }}", backbone_out_channels=32)

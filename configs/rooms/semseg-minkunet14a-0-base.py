@@ -3,15 +3,6 @@
 `--options model.freeze_backbone=True weight=...` is its linear probe.
 """
 
-_base_ = ["semseg-spunet-v1m1-0-base.py"]
+_base_ = ["semseg-spunet-v1m1-0-base.py", "../_base_/rooms_minkunet.py"]
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type="MinkUNet14A",
-        in_channels=6,
-        out_channels=0,
-        planes=(16, 32, 48, 64, 64, 48, 32, 32),
-        init_dim=16,
-    ),
-)
+model = dict(backbone="{{ _base_.backbone }}")

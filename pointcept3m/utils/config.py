@@ -33,8 +33,9 @@ SETTINGS = frozenset(
     empty_cache empty_cache_per_epoch find_unused_parameters enable_wandb wandb_project wandb_key mix_prob param_dicts
     hooks train test task dist_timeout evaluate_interval custom_imports model data optimizer scheduler""".split()
 )
-# Helper variables that published configs define even where nothing reads them.
-COMMON_HELPERS = frozenset({"dataset_type", "data_root", "num_classes", "ignore_index", "class_names", "names"})
+# Helper variables that need not be read in their own file: published configs define some that nothing reads, and a file of
+# `_base_` may do no more than hand one on.
+COMMON_HELPERS = frozenset({"dataset_type", "data_root", "num_classes", "ignore_index", "class_names", "names", "backbone"})
 FILE_VARIABLES = ("fileDirname", "fileBasename", "fileBasenameNoExtension", "fileExtname")
 # Modules of Pointcept that lie elsewhere in this package.
 MOVED_MODULES = {
