@@ -12,11 +12,12 @@ raw points of the validation rooms. `--table` prints what is there and trains no
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from study import arguments, cell, finished, summarise, train, write_record
+
+from pointcept3m.utils.machine import usable_cores
 
 PRETRAININGS = {
     "GaussianCross": "configs/gaussiancross/rooms.py",
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--table", action="store_true", help="print and write what is finished; train nothing")
     args = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // args.parallel)
+    threads = max(1, usable_cores() // args.parallel)
     data, runs = args.data.absolute(), args.runs.absolute()
 
     def pretrained(start: str, seed: int) -> Path:

@@ -7,10 +7,11 @@ to benchmarks/results/gaussiancross_rooms.json. A run whose metrics.json exists 
 stopped goes on where it was. `--parallel 2` trains two runs at a time, each on its share of the cores.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 from study import arguments, cell, summarise, train, write_record
+
+from pointcept3m.utils.machine import usable_cores
 
 CONFIG = "configs/gaussiancross/rooms.py"
 VARIANTS = {
@@ -19,7 +20,7 @@ VARIANTS = {
     "without offset": ["model.offset_max=0"],
     "colour and depth only": ["model.targets=('image','depth')", "model.teacher=None"],
     "colour only": ["model.targets=('image',)", "model.teacher=None"],
-    "text-aligned teacher": ["model.teacher.name='text'"],
+    "geometric teacher": ["model.teacher.name='geometric'"],
 }
 COLUMNS = ("psnr", "psnr_at_start", "depth_mae", "depth_mae_at_start", "feature_cosine", "probe_mIoU", "probe_mIoU_at_start")
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser = arguments(__doc__, "gaussiancross_rooms.json")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // args.parallel)
+    threads = max(1, usable_cores() // args.parallel)
     jobs = [(variant, seed) for seed in args.seeds for variant in args.variants]
 
     def run(job: tuple[str, int]) -> dict:
