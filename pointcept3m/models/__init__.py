@@ -1,6 +1,7 @@
 """Backbones, heads, losses, 2D teachers and the methods; importing this package fills their registries."""
 
 from pointcept3m.models import backbones as backbones
+from pointcept3m.models import cua_o3d as cua_o3d
 from pointcept3m.models import gaussiancross as gaussiancross
 from pointcept3m.models import heads as heads
 from pointcept3m.models import losses as losses

@@ -61,6 +61,8 @@ for _row in (
     ("index", ("N",), "int64", "row of the raw scene", "per_point"),
     ("inverse", ("N_raw",), "int64", "row of the point kept in this cell", "index"),
     ("sampled_index", ("S",), "int64", "rows of the points that carry a label", "index"),
+    ("feature_row", ("N",), "int64", "number of the point in its scene where cameras saw it, else -1", "per_point"),
+    ("target_index", ("S",), "int64", "rows of the points that have a target", "index"),
     ("min_coord", (1, 3), "float32", "metres", "packed"),
     ("bbox", ("I", 8), "float32", "centre, size in metres, angle, class", "packed"),
     ("offset", ("B",), "int64", "ends of the scenes in the packed points", "offset"),
@@ -89,6 +91,8 @@ def key_of(name: str) -> Key | None:
         return row and Key(name, row.shape, row.dtype, row.unit, "packed" if row.kind == "per_point" else row.kind)
     if base in KEYS:
         return KEYS[base]
+    if base.startswith("target_"):
+        return Key(name, ("S", "C"), "float32", "a teacher's features of the points in target_index", "packed")
     if base.endswith("_offset"):
         return Key(name, ("B",), "int64", "ends of packed rows", "offset")
     if base.endswith("feat"):
