@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pointcept3m.datasets.builder import DATASETS, TRANSFORMS
+from pointcept3m.datasets.features import SceneFeatures
 from pointcept3m.datasets.limited import (
     keep_annotated,
     listed_scenes,
@@ -49,6 +50,10 @@ class PointDataset(ShowsArguments, Dataset):
             reconstructions).
         la_file: a torch file {scene name: rows that carry a label}: other labels are hidden (limited annotations), and
             the rows stand in `sampled_index`, which every transform keeps up.
+        feature_teachers: names of 2D teachers whose features of the points `tools/preprocess/fuse_features.py` has written.
+            Samples then hold `feature_row` and `feature_files`, which `SampleTargets` reads; scenes without such files leave
+            the list, and the log says how many.
+        feature_root: the folder of those files; None where they lie in the scene folders.
 
     Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
         none of it.
@@ -70,6 +75,8 @@ class PointDataset(ShowsArguments, Dataset):
         on_bad_scene: str = "raise",
         lr_file: str | Path | None = None,
         la_file: str | Path | None = None,
+        feature_teachers: Sequence[str] = (),
+        feature_root: str | Path | None = None,
     ) -> None:
         super().__init__()
         if on_bad_scene not in ("raise", "skip"):
@@ -91,6 +98,9 @@ class PointDataset(ShowsArguments, Dataset):
         self.data_list = self.get_data_list()
         if self.la_rows is not None:
             require_annotated(map(self.scene_name, self.data_list), self.la_rows)
+        self.features = SceneFeatures(feature_teachers, feature_root) if feature_teachers else None
+        if self.features is not None:
+            self.data_list = self.features.scenes_with_files(self.data_list)
         self.num_labelled = self._count_labelled()
         logger.info("%s: %d scenes x %d in split %s", type(self).__name__, len(self.data_list), self.loop, split)
 
@@ -183,6 +193,8 @@ class PointDataset(ShowsArguments, Dataset):
         data["name"], data["split"] = self.get_data_name(idx), self.get_split_name(idx)
         if self.la_rows is not None:
             keep_annotated(data, self.la_rows[data["name"]], self.ignore_index)
+        if self.features is not None:
+            data.update(self.features.draw(scene.root, data["coord"]))
         return data
 
     def _count_labelled(self) -> int | None:

@@ -31,7 +31,8 @@ SETTINGS = frozenset(
     """weight resume evaluate test_only seed deterministic save_path num_worker worker_timeout batch_size
     gradient_accumulation_steps batch_size_val batch_size_test epoch eval_epoch clip_grad sync_bn enable_amp amp_dtype
     empty_cache empty_cache_per_epoch find_unused_parameters enable_wandb wandb_project wandb_key mix_prob param_dicts
-    hooks train test task dist_timeout evaluate_interval custom_imports model data optimizer scheduler""".split()
+    hooks train test task dist_timeout evaluate_interval custom_imports model data optimizer scheduler
+    text_encoder prompt""".split()
 )
 # Helper variables that need not be read in their own file: published configs define some that nothing reads, and a file of
 # `_base_` may do no more than hand one on.

@@ -41,6 +41,23 @@ TRANSFORMS.register_module("Add", module=Update)
 
 
 @TRANSFORMS.register_module()
+class Constant(Transform):
+    """Adds `key` [N, channels] float32, the same `value` everywhere: the input of networks that see shape alone.
+
+    OpenScene and CUA-O3D feed three ones a point, and no colour. Put it right before `Collect`.
+    """
+
+    reads = ("coord",)
+
+    def __init__(self, key: str = "ones", channels: int = 3, value: float = 1.0) -> None:
+        self.key, self.channels, self.value = key, channels, value
+
+    def apply(self, data_dict: DataDict) -> DataDict:
+        data_dict[self.key] = np.full((len(data_dict["coord"]), self.channels), self.value, np.float32)
+        return data_dict
+
+
+@TRANSFORMS.register_module()
 class ToTensor:
     """Arrays become tensors: floats float32, integers int64, bool stays. Lists and dicts are walked; text stays."""
 

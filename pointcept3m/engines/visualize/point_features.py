@@ -29,7 +29,7 @@ from pointcept3m.utils.seed import preserved_rng
 
 RANDOM = "random"
 # Transforms of a training that also belong to looking at a scan: they place it, scale it and put it on a grid.
-INPUT_TRANSFORMS = ("CenterShift", "PositiveShift", "NormalizeCoord", "NormalizeColor", "GridSample")
+INPUT_TRANSFORMS = ("CenterShift", "PositiveShift", "NormalizeCoord", "NormalizeColor", "GridSample", "Constant")
 MARGIN, MARGIN_CELLS = 1.5, 64  # what a piece sees beyond its own points: metres, but no more cells of the grid than that
 MAX_VOXELS = 400_000
 

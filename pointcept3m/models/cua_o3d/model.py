@@ -74,8 +74,7 @@ class CUAO3D(nn.Module):
         if self.training or "target_index" in batch:
             result.update(self.distill(feature, batch))
         if not self.training and self.vocabulary is not None:
-            embedding = F.normalize(self.heads[self.text_head](feature).float(), dim=-1)
-            result["seg_logits"] = embedding @ self.vocabulary.T / TEMPERATURE
+            result["seg_logits"] = self.similarity(self.project(feature)) / TEMPERATURE
         if not result:
             raise RuntimeError("CUA-O3D: neither targets in the batch nor a vocabulary: call set_vocabulary with text embeddings first")
         return result
@@ -94,6 +93,11 @@ class CUAO3D(nn.Module):
         if name not in self.heads:
             raise KeyError(f"CUA-O3D: no head {name!r}; {near_names(name, self.heads)}")
         return self.heads[name](feature).float()
+
+    def similarity(self, embedding: Tensor) -> Tensor:
+        """The cosine [n, K] float32 of embeddings [n, D] to each text of the vocabulary."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.normalize(embedding.float(), dim=-1) @ self.vocabulary.T
 
     def distill(self, feature: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses at the supervised voxels; see `forward`."""
