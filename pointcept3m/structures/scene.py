@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointcept3m.structures.camera import SizeHW, invert_pose, register_color, resize_nearest, scale_intrinsic
-from pointcept3m.structures.images import read_color, read_depth
+from pointcept3m.structures.images import image_size, read_color, read_depth
 from pointcept3m.utils.arrays import bounds
 from pointcept3m.utils.registry import near_names
 
@@ -181,20 +181,30 @@ class Scene:
                 if path.stat().st_size == 0:
                     raise ValueError(f"{path}: an empty file, wanted a picture")
 
+    def frame_size(self, name: str) -> SizeHW:
+        """(H, W) of the depth picture of a frame, from its header alone."""
+        self._require(name)
+        return image_size(self.frames_root / "depth" / f"{name}.png")
+
+    def depth(
+        self, name: str, size: SizeHW | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+        """(depth [H, W] in metres, intrinsic [3, 3] for it, extrinsic [4, 4]) of one frame, as in `frame`; no colour is read."""
+        self._require(name)
+        extrinsic = invert_pose(self.pose(name))
+        depth, intrinsic = read_depth(self.frames_root / "depth" / f"{name}.png"), self.intrinsic("depth")
+        _check_principal_point(self.frames_root, "depth", intrinsic, depth.shape)
+        size = depth.shape if size is None else (int(size[0]), int(size[1]))
+        return resize_nearest(depth, size), scale_intrinsic(intrinsic, depth.shape, size), extrinsic
+
     def frame(self, name: str, size: SizeHW | None = None) -> Frame:
         """One frame, colour and depth both in the depth camera scaled to `size` (H, W); None keeps its own size."""
-        self._require(name)
-        color_path, depth_path = self._color_paths[name], self.frames_root / "depth" / f"{name}.png"
-        extrinsic = invert_pose(self.pose(name))
-        depth, color = read_depth(depth_path), read_color(color_path)
-        size = depth.shape if size is None else (int(size[0]), int(size[1]))
-        color_intrinsic, depth_intrinsic = self.intrinsic("color"), self.intrinsic("depth")
+        depth, intrinsic, extrinsic = self.depth(name, size)
+        color, color_intrinsic = read_color(self._color_paths[name]), self.intrinsic("color")
         _check_principal_point(self.frames_root, "color", color_intrinsic, color.shape[:2])
-        _check_principal_point(self.frames_root, "depth", depth_intrinsic, depth.shape)
-        intrinsic = scale_intrinsic(depth_intrinsic, depth.shape, size)
         return Frame(
-            rgb=register_color(color, color_intrinsic, intrinsic, size),
-            depth=resize_nearest(depth, size),
+            rgb=register_color(color, color_intrinsic, intrinsic, depth.shape),
+            depth=depth,
             intrinsic=intrinsic.astype(np.float32),
             extrinsic=extrinsic,
             name=f"{self.name}/{name}",

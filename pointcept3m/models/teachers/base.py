@@ -149,7 +149,11 @@ class Teacher(nn.Module):
             maps = [self.features(self.prepare(part).to(own)).float() for part in images.split(self.max_batch)]
         maps = torch.cat(maps)
         wanted = (len(images), self.dim, *(s // self.patch for s in self.input_size(*images.shape[-2:])))
-        assert tuple(maps.shape) == wanted, f"{self.name} gave {tuple(maps.shape)}, wanted {wanted}"
+        if tuple(maps.shape) != wanted:
+            raise ValueError(
+                f"teacher {self.name} gave features {tuple(maps.shape)}; with dim={self.dim} and patch={self.patch} images of "
+                f"{images.shape[-2]} x {images.shape[-1]} make {wanted}: its features() and what it says of itself do not agree"
+            )
         return maps
 
     def _check(self, images: torch.Tensor, names: Sequence[str] | None) -> None:
@@ -248,13 +252,13 @@ def load_exactly(
     network.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
 
 
-def choose_source(name: str, weight: Any, pretrained: Any, random_init: bool, how_to_get: str) -> None:
+def choose_source(name: str, weight: Any, pretrained: Any, random_init: bool, how_to_get: str, what: str = "teacher") -> None:
     """Exactly one of local weights, the hub, or random numbers must be asked for.
 
     Raises: ValueError that says how to get the weights: nobody should distil noise without having said so.
     """
     asked = [bool(weight), bool(pretrained), bool(random_init)]
     if sum(asked) == 0:
-        raise ValueError(f"teacher {name!r} needs weights. {how_to_get}")
+        raise ValueError(f"{what} {name!r} needs weights. {how_to_get}")
     if sum(asked) > 1:
-        raise ValueError(f"teacher {name!r}: give only one of weight=, pretrained= and random_init=")
+        raise ValueError(f"{what} {name!r}: give only one of weight=, pretrained= and random_init=")
