@@ -1,0 +1,189 @@
+"""Which frames show which points of a scene, before any teacher runs: sizes, depth test, and a guess at depth in wrong units."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointcept3m.ops.view_fusion import visible_points
+from pointcept3m.structures.camera import SizeHW
+from pointcept3m.structures.scene import Scene, heldout
+
+COLOR_SIDE = 640  # pixels of the longer side of the pictures that teachers get; they resize them as they are made for
+CHUNK = 8  # views projected at once
+SUSPECT = 0.2  # below this share of points that pass the depth test its unit is looked into
+UNITS = {1.0: "metres as whole numbers", 100.0: "centimetres", 4000.0: "Matterport3D's", 5000.0: "TUM's", 6553.5: "Replica's", 1e4: "tenths of millimetres"}
+
+
+@dataclass(frozen=True)
+class DatasetDefaults:
+    """How a data set's frames are tested: relative depth tolerance, pixels of the longer side, pixels of border there."""
+
+    tolerance: float
+    side: int
+    border: int = 10
+
+
+# ScanNet, Matterport3D and Replica as OpenScene fuses them. Rooms: see docs/features.md for the measurement.
+DATASETS = {
+    "scannet": DatasetDefaults(0.25, 320),
+    "matterport": DatasetDefaults(0.02, 640),
+    "replica": DatasetDefaults(0.25, 640),
+    "rooms": DatasetDefaults(0.05, 320),
+}
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What decides which frames show which points.
+
+    every: every n-th frame. frames_per_scene: at most so many of those, evenly spaced; 0: all. holdout: every n-th frame
+    is left out (`structures.heldout`). tolerance: relative, |depth - z| <= tolerance * depth. side: the longer side in
+    pixels at which depth is tested, smaller frames as they are. border: pixels there that do not count, in smaller frames
+    fewer in proportion. color_side: the longer side of the pictures that teachers get. sampling: of the teachers' maps.
+    skip_bad_frames: leave out frames whose pose is not finite or no rigid motion.
+    """
+
+    tolerance: float = 0.25
+    side: int = 320
+    border: int = 10
+    every: int = 1
+    frames_per_scene: int = 0
+    holdout: int = 0
+    color_side: int = COLOR_SIDE
+    sampling: str = "bilinear"
+    skip_bad_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is a share of the depth, between 0 and 1; got {self.tolerance}")
+        if self.every < 1 or self.frames_per_scene < 0:
+            raise ValueError(f"every must be at least 1 and frames_per_scene at least 0, got {self.every} and {self.frames_per_scene}")
+        if self.side < 1 or self.color_side < 1 or self.border < 0:
+            raise ValueError(f"sizes must be at least 1 pixel, the border at least 0; got {self.side}, {self.color_side}, {self.border}")
+        if self.sampling not in ("bilinear", "nearest"):
+            raise ValueError(f"sampling must be 'bilinear' or 'nearest', got {self.sampling!r}")
+        heldout((), self.holdout)  # raises
+
+
+@dataclass
+class Views:
+    """V frames of a scene: names, cameras float32 for `size`, depth [V, *size] in metres, and what they show.
+
+    shown [V, N] bool, point n is visible in view v · color_size (H, W) of the pictures for teachers · digest of names,
+    poses and intrinsics · left_out, names of frames with a bad pose.
+    """
+
+    names: list[str]
+    size: SizeHW
+    color_size: SizeHW
+    border: int
+    intrinsic: torch.Tensor
+    extrinsic: torch.Tensor
+    depth: torch.Tensor
+    digest: str
+    left_out: list[str]
+    shown: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """[N] bool: the points that at least one view shows."""
+        return self.shown.any(dim=0).numpy()
+
+
+def shrink(size: SizeHW, side: int) -> SizeHW:
+    """`size` with its longer side at most `side`, proportions kept."""
+    factor = min(1.0, side / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def choose_frames(scene: Scene, settings: ViewSettings) -> tuple[list[str], list[str]]:
+    """(frames to fuse, frames left out for their pose). Raises ValueError where none is left, and as `Scene.pose`."""
+    held = set(heldout(scene.frame_names, settings.holdout))
+    names = [name for name in scene.frame_names if name not in held][:: settings.every]
+    left_out = []
+    for name in list(names) if settings.skip_bad_frames else ():
+        try:
+            scene.pose(name)
+        except ValueError:
+            names.remove(name)
+            left_out.append(name)
+    most = settings.frames_per_scene
+    if most and len(names) > most:
+        names = [names[int(row)] for row in (np.arange(most) + 0.5) * len(names) / most]
+    if not names:
+        raise ValueError(
+            f"scene {scene.name!r}: none of its {len(scene.frame_names)} frames is left to fuse "
+            f"({len(held)} held out, {len(left_out)} without a usable pose, every {settings.every})"
+        )
+    return names, left_out
+
+
+def read_views(scene: Scene, settings: ViewSettings) -> Views:
+    """Cameras and depth of the scene's frames; no colour is read, nothing is projected yet.
+
+    Raises: FileNotFoundError, ValueError where frames, poses or intrinsics are missing or damaged, as `Scene` does.
+    """
+    names, left_out = choose_frames(scene, settings)
+    own = scene.frame_size(names[0])
+    size = shrink(own, settings.side)
+    border = round(settings.border * max(size) / settings.side)
+    parts = [scene.depth(name, size) for name in names]
+    intrinsic, extrinsic = (np.stack([part[i] for part in parts]) for i in (1, 2))
+    digest = hashlib.sha256(repr(names).encode() + intrinsic.tobytes() + extrinsic.tobytes()).hexdigest()[:16]
+    return Views(
+        names, size, shrink(own, settings.color_side), border, torch.from_numpy(intrinsic).float(), torch.from_numpy(extrinsic).float(),
+        torch.from_numpy(np.stack([part[0] for part in parts])), digest, left_out,
+    )  # fmt: skip
+
+
+def find_visible(scene: Scene, coord: torch.Tensor, views: Views, tolerance: float) -> None:
+    """Fills `views.shown` for the points `coord` [N, 3].
+
+    Raises: ValueError where hardly a point passes the depth test because depth is in other units than the points.
+    """
+    shown = []
+    for start in range(0, len(views.names), CHUNK):
+        part = slice(start, start + CHUNK)
+        _, visible = visible_points(
+            coord, views.intrinsic[part], views.extrinsic[part], views.size, views.depth[part], tolerance, views.border
+        )
+        shown.append(visible)
+    views.shown = torch.cat(shown)
+    check_units(scene.name, coord, views)
+
+
+def check_units(name: str, coord: torch.Tensor, views: Views) -> None:
+    """Raises ValueError where many points lie inside the views, few pass the depth test, and depth / z gathers away from 1."""
+    rows = np.unique(np.linspace(0, len(views.names) - 1, CHUNK).round().astype(int))
+    ratios, passed = [], 0
+    for row in rows:
+        camera, matrix, depth = views.intrinsic[row : row + 1], views.extrinsic[row], views.depth[row]
+        pixel, inside = visible_points(coord, camera, matrix[None], views.size, None, 0.25, views.border)
+        u, v = pixel[0][inside[0]].long().unbind(dim=1)
+        z = coord[inside[0]] @ matrix[2, :3] + matrix[2, 3]
+        ratio = depth[v.clamp(0, views.size[0] - 1), u.clamp(0, views.size[1] - 1)] / z
+        known = ratio > 0
+        ratios.append(ratio[known])
+        passed += int((views.shown[row][inside[0]] & known).sum())
+    ratios = torch.cat(ratios).double().numpy()
+    if len(ratios) < 100 or passed > SUSPECT * len(ratios):
+        return
+    # points behind what is seen spread below the true ratio; what is seen gathers at it
+    counts, edges = np.histogram(np.log(ratios), bins=np.arange(-12, 12, 0.05))
+    peak = int(np.argmax(counts))
+    near = np.log(ratios)
+    scale = float(np.exp(np.median(near[(near >= edges[max(peak - 1, 0)]) & (near < edges[min(peak + 2, len(edges) - 1)])])))
+    if 0.8 < scale < 1.25:
+        return
+    units = min(UNITS, key=lambda unit: abs(np.log(1000 * scale / unit)))
+    like = f", as {UNITS[units]} have" if abs(np.log(1000 * scale / units)) < 0.15 and units >= 1000 else ""
+    if abs(np.log(1000 * scale / units)) < 0.15 and units < 1000:
+        like = f" (that is {UNITS[units]}), or the points and poses are not in metres"
+    raise ValueError(
+        f"scene {name!r}: of {len(ratios)} points inside {len(rows)} views only {passed} agree with the depth there, which is {scale:.3g} "
+        f"times their distance: the depth pictures seem to have {1000 * scale:.4g} units a metre{like}, where a scene folder wants 1000 "
+        "(millimetres); write them anew, for a folder of frames with `tools/preprocess/rgbd.py --depth-units`"
+    )
