@@ -1,9 +1,10 @@
-"""The command lines of train, test and visualize. Imports no torch, so that `--help` answers at once."""
+"""The command lines of train, test and visualize, and what all verbs ask of a scan. Imports no torch, so that `--help` answers at once."""
 
 import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def default_argument_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
@@ -22,6 +23,37 @@ def default_argument_parser(prog: str | None = None, description: str | None = N
 def join_axis(arguments: Sequence[str] | None) -> list[str]:
     """`--up-axis -y` as one word, since argparse takes "-y" for a flag."""
     return join_values(sys.argv[1:] if arguments is None else arguments, ("--up-axis",))
+
+
+def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a scan's file does not say: `scan_options` and `rgbd_options` read the answers."""
+    guess = parser.add_argument_group("what the scan is; auto is guessed")
+    guess.add_argument("--up-axis", default="auto", choices=["auto", "x", "y", "z", "-x", "-y", "-z", "camera"], help="the direction against gravity; camera: for RGB-D frames")
+    guess.add_argument("--unit", default="auto", help="of the coordinates: m, cm, mm, ft, in, or metres as a number")
+    guess.add_argument("--color-range", default="auto", choices=["auto", "0..1", "-1..1", "0..255", "0..65535"])
+    guess.add_argument("--fill-color", type=float, nargs=3, default=(127.5, 127.5, 127.5), metavar=("R", "G", "B"), help="0..255, fed where a scan has no colours (grey)")
+    guess.add_argument("--normals", default="auto", choices=["auto", "file", "estimate"], help="auto: the file's, else estimated")
+    guess.add_argument("--columns", default="auto", choices=["auto", "color", "normal"], help="columns 3 to 5 of an .npy [N, 6] or of text")
+    frames = parser.add_argument_group("folders of RGB-D frames")
+    frames.add_argument("--kind", help="scannet, sens_info, 7scenes or tum (by the files)")
+    frames.add_argument("--voxel", type=float, metavar="M", help="metres between the fused points (0.02)")
+    frames.add_argument("--max-depth", type=float, metavar="M", help="metres beyond which depth is not believed (4)")
+    frames.add_argument("--depth-units", type=float, help="units of the depth images in a metre")
+    frames.add_argument("--intrinsic", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="overrides the folder's")
+    frames.add_argument("--skip-bad-frames", action="store_true", help="leave out frames whose pose is not finite")
+
+
+def scan_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about a scan: the arguments of `datasets.scan.ScanOptions`."""
+    return {name: getattr(arguments, name) for name in ("up_axis", "unit", "color_range", "fill_color", "normals")}
+
+
+def rgbd_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about a folder of RGB-D frames: the arguments of `read_cloud` and `check_rgbd`."""
+    return dict(
+        kind=arguments.kind or "auto", voxel=arguments.voxel, max_depth=arguments.max_depth, intrinsic=arguments.intrinsic,
+        units_per_metre=arguments.depth_units, on_bad_frame="skip" if arguments.skip_bad_frames else "raise",
+    )  # fmt: skip
 
 
 def visualize_argument_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pointcept3m.engines.arguments import join_axis
+from pointcept3m.engines.arguments import add_scan_arguments, join_axis, rgbd_options, scan_options
 
 EPILOG = """\
 SCAN is a .ply, .pcd, .las, .laz, .npy, .npz, .xyz, .txt, .csv, .asc or .pts file, a Pointcept scene folder (coord.npy, ...)
@@ -36,20 +36,7 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
     add("--max-points", type=int, default=400_000, metavar="N", help="voxels in one pass; bounds memory (%(default)s)")
     add("--overlap", type=float, default=1.0, metavar="M", help="metres by which the boxes of a large scan reach beyond a cut (%(default)s)")
     add("--seed", type=int, default=0, help="of the augmentations (%(default)s)")
-    guess = parser.add_argument_group("what the scan is; auto is guessed")
-    guess.add_argument("--up-axis", default="auto", choices=["auto", "x", "y", "z", "-x", "-y", "-z", "camera"], help="the direction against gravity; camera: for RGB-D frames")
-    guess.add_argument("--unit", default="auto", help="of the coordinates: m, cm, mm, ft, in, or metres as a number")
-    guess.add_argument("--color-range", default="auto", choices=["auto", "0..1", "-1..1", "0..255", "0..65535"])
-    guess.add_argument("--fill-color", type=float, nargs=3, default=(127.5, 127.5, 127.5), metavar=("R", "G", "B"), help="0..255, fed where a scan has no colours (grey)")
-    guess.add_argument("--normals", default="auto", choices=["auto", "file", "estimate"], help="auto: the file's, else estimated")
-    guess.add_argument("--columns", default="auto", choices=["auto", "color", "normal"], help="columns 3 to 5 of an .npy [N, 6] or of text")
-    frames = parser.add_argument_group("folders of RGB-D frames")
-    frames.add_argument("--kind", help="scannet, sens_info, 7scenes or tum (by the files)")
-    frames.add_argument("--voxel", type=float, metavar="M", help="metres between the fused points (0.02)")
-    frames.add_argument("--max-depth", type=float, metavar="M", help="metres beyond which depth is not believed (4)")
-    frames.add_argument("--depth-units", type=float, help="units of the depth images in a metre")
-    frames.add_argument("--intrinsic", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="overrides the folder's")
-    frames.add_argument("--skip-bad-frames", action="store_true", help="leave out frames whose pose is not finite")
+    add_scan_arguments(parser)
     return parser
 
 
@@ -76,10 +63,7 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--out {out} is the scan itself; wanted another name")
     find_weight(arguments.weight)
     start = time.monotonic()
-    rgbd = dict(
-        kind=arguments.kind or "auto", voxel=arguments.voxel, max_depth=arguments.max_depth, intrinsic=arguments.intrinsic,
-        units_per_metre=arguments.depth_units, on_bad_frame="skip" if arguments.skip_bad_frames else "raise",
-    )  # fmt: skip
+    rgbd = rgbd_options(arguments)
     if is_rgbd(scan):  # fusing takes minutes, so it waits until the weight is known to be good
         check_rgbd(scan, **rgbd)
         points = scan
@@ -96,8 +80,8 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         columns=arguments.columns,
         rgbd=rgbd,
-        up_axis=arguments.up_axis, unit=arguments.unit, color_range=arguments.color_range, fill_color=arguments.fill_color, normals=arguments.normals,
-    )  # fmt: skip
+        **scan_options(arguments),
+    )
     print(result.table())
     files = result.save(out, arguments.confidence)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform != "darwin" else 1 << 30)
