@@ -7,6 +7,7 @@ from pointcept3m.utils.registry import Registry
 MODELS = Registry("models")
 LOSSES = Registry("losses")
 TEACHERS = Registry("teachers")
+TEXT_ENCODERS = Registry("text encoders")
 
 
 def build_model(cfg: Any):

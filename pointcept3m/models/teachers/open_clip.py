@@ -1,5 +1,6 @@
 """Dense CLIP features by open_clip, in the space of its text encoder."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class OpenClipTeacher(Teacher):
     model_name: open_clip name of a ViT ("ViT-B-16", "ViT-L-14", ...).
     weight: local weight file (safetensors or state_dict). pretrained: a tag of `open_clip.list_pretrained()` to
         download. random_init: neither, for tests only.
-    model_args: further arguments of `open_clip.create_model`.
+    model_args: further arguments of `open_clip.create_model`, such as `force_preprocess_cfg=dict(mean=..., std=...)` for
+        local weights that were trained with other means than most of their model.
     """
 
     def __init__(
@@ -56,13 +58,10 @@ class OpenClipTeacher(Teacher):
     ):
         super().__init__(image_size, cache, max_batch, precision)
         self.model_name = model_name
-        open_clip = _import_open_clip()
+        open_clip = import_open_clip(type(self).__name__)
         if model_name not in open_clip.list_models():
             raise KeyError(f"open_clip has no model {model_name!r}; {near_names(model_name, open_clip.list_models())}")
-        how = (
-            "Run 'hf download <hub id> open_clip_model.safetensors' on a machine with internet access and pass weight='<path>', or "
-            f"pass pretrained=<tag> to download now; tags: {', '.join(open_clip.list_pretrained_tags_by_model(model_name)) or 'none'}"
-        )
+        how = how_to_get(open_clip, model_name)
         choose_source(model_name, weight, pretrained, random_init, how)
         network = self._build(open_clip, weight, pretrained, model_args or {}, how)
         visual = network.visual
@@ -89,10 +88,12 @@ class OpenClipTeacher(Teacher):
 
     def _build(self, open_clip: Any, weight: Any, pretrained: str | None, arguments: dict, how: str) -> nn.Module:
         if pretrained:
+            check_quick_gelu(open_clip, self.model_name, pretrained)
             try:
                 return open_clip.create_model(self.model_name, pretrained=pretrained, **arguments)
             except Exception as error:
                 raise RuntimeError(f"could not load {self.model_name!r} {pretrained!r} ({error}). {how}") from error
+        arguments = {"force_preprocess_cfg": preprocess_of(open_clip, self.model_name), **arguments}
         network = open_clip.create_model(self.model_name, pretrained=None, **arguments)
         if weight:
             load_exactly(network, read_weights(weight, how), str(weight), optional=("attn_mask", "logit_bias"))
@@ -139,7 +140,7 @@ class OpenClipTeacher(Teacher):
         if isinstance(texts, str):
             raise TypeError(f"encode_text wants a list of strings, got the string {texts!r}")
         if self._tokenizer is None:
-            self.__dict__["_tokenizer"] = _import_open_clip().get_tokenizer(self.model_name)
+            self.__dict__["_tokenizer"] = import_open_clip(type(self).__name__).get_tokenizer(self.model_name)
         device = self.network.logit_scale.device
         means = []
         for text in texts:
@@ -148,11 +149,51 @@ class OpenClipTeacher(Teacher):
         return F.normalize(torch.stack(means), dim=-1) if means else torch.zeros(0, self.dim, device=device)
 
 
-def _import_open_clip() -> Any:
+def how_to_get(open_clip: Any, model_name: str) -> str:
+    """Where the weights of an open_clip model come from."""
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    hubs = [open_clip.get_pretrained_cfg(model_name, tag).get("hf_hub", "").rstrip("/") for tag in tags]
+    hub = next(filter(None, hubs), "<hub id>")
+    return (
+        f"Run 'hf download {hub} open_clip_model.safetensors' on a machine with internet access and pass weight='<path>', "
+        f"or pass pretrained=<tag> to download now; tags: {', '.join(tags) or 'none'}"
+    )
+
+
+def preprocess_of(open_clip: Any, model_name: str) -> dict[str, Any]:
+    """mean, std, interpolation and resize_mode that most published weights of a model want; a local file has no word on it.
+
+    One published file differs from its model's others in mean and std: laion2b_s32b_b82k of ViT-L-14 wants 0.5 for both.
+    """
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    cfgs = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
+    wanted = Counter(tuple((key, cfg[key]) for key in keys if key in cfg) for cfg in cfgs)
+    return dict(wanted.most_common(1)[0][0]) if wanted else {}
+
+
+def check_quick_gelu(open_clip: Any, model_name: str, tag: str) -> None:
+    """The architecture must have the activation that the weights `tag` were trained with; open_clip only warns.
+
+    Raises: ValueError that names the model with the right one; KeyError for an unknown tag.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if tag not in tags:
+        raise KeyError(f"{model_name} has no weights {tag!r}; {near_names(tag, tags)}")
+    trained = bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu", False))
+    if trained != bool(open_clip.get_model_config(model_name).get("quick_gelu", False)):
+        other = f"{model_name}-quickgelu" if trained else model_name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"{model_name!r} with the weights {tag!r}: they were trained {'with' if trained else 'without'} QuickGELU; "
+            f"use model_name={other!r}"
+        )
+
+
+def import_open_clip(who: str) -> Any:
     try:
         import open_clip
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise ImportError(
-            f"OpenClipTeacher needs open_clip, which cannot be imported here ({error}); run 'pip install open_clip_torch'"
+            f"{who} needs open_clip, which cannot be imported here ({error}); run 'pip install open_clip_torch'"
         ) from error
     return open_clip
