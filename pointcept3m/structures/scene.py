@@ -4,7 +4,9 @@
              color/<frame>.jpg  depth/<frame>.png  pose/<frame>.txt  label/<frame>.png (written for others, not read)
              intrinsic/intrinsic_color.txt  intrinsic/intrinsic_depth.txt
 
-The frames may lie apart, as GaussianCross keeps them: <frames_root>/<scene>/{color,depth,pose,intrinsic}.
+The frames may lie apart, as GaussianCross keeps them: <frames_root>/<scene>/{color,depth,pose,intrinsic}. Where cameras
+differ, intrinsic/<frame>.txt holds for that frame, whose colour and depth then have one size. A scene without a folder
+depth/ has frames of colour alone (nuScenes).
 """
 
 import json
@@ -34,6 +36,10 @@ ASSETS = {
     "superpoint": (0, "integer"),
     "segment": (0, "integer"),
     "segment20": (0, "integer"),
+    "segment21": (0, "integer"),
+    "segment40": (0, "integer"),
+    "segment80": (0, "integer"),
+    "segment160": (0, "integer"),
     "segment200": (0, "integer"),
     "instance": (0, "integer"),
 }
@@ -43,12 +49,12 @@ ASSETS = {
 class Frame:
     """One posed picture with colour and depth in the same camera.
 
-    rgb [H, W, 3] float32 in 0..1 · depth [H, W] float32 metres, 0 invalid · intrinsic [3, 3] float32 pixels
-    · extrinsic [4, 4] float64 world->camera · name "<scene>/<frame>".
+    rgb [H, W, 3] float32 in 0..1 · depth [H, W] float32 metres, 0 invalid, or None in a scene without depth
+    · intrinsic [3, 3] float32 pixels · extrinsic [4, 4] float64 world->camera · name "<scene>/<frame>".
     """
 
     rgb: NDArray[np.float32]
-    depth: NDArray[np.float32]
+    depth: NDArray[np.float32] | None
     intrinsic: NDArray[np.float32]
     extrinsic: NDArray[np.float64]
     name: str
@@ -136,79 +142,132 @@ class Scene:
     # frames
 
     @property
+    def has_depth(self) -> bool:
+        """Whether frames have depth: whether there is a folder depth/."""
+        return (self.frames_root / "depth").is_dir()
+
+    @property
     def frame_names(self) -> tuple[str, ...]:
-        """The frames that have colour, depth and pose, in the order of their numbers."""
+        """The frames that have colour, pose and (where the scene `has_depth`) depth, in the order of their numbers."""
         if self._frame_names is None:
-            folders = {kind: self.frames_root / kind for kind in ("color", "depth", "pose")}
+            kinds = ("color", "depth", "pose") if self.has_depth else ("color", "pose")
+            folders = {kind: self.frames_root / kind for kind in kinds}
             missing = [str(folder) for folder in folders.values() if not folder.is_dir()]
             if missing:
                 raise FileNotFoundError(f"scene {self.name!r} has no frames: {', '.join(missing)} not found")
             self._color_paths = {p.stem: p for p in folders["color"].iterdir() if p.suffix in COLOR_SUFFIXES}
-            depth = {p.stem for p in folders["depth"].iterdir() if p.suffix == ".png"}
-            pose = {p.stem for p in folders["pose"].iterdir() if p.suffix == ".txt"}
-            common = depth & pose & self._color_paths.keys()
+            found = {"color": set(self._color_paths)}
+            for kind, suffix in (("depth", ".png"), ("pose", ".txt")):
+                if kind in folders:
+                    found[kind] = {p.stem for p in folders[kind].iterdir() if p.suffix == suffix}
+            common = set.intersection(*found.values())
             if not common:
+                counts = ", ".join(f"{len(found[kind])} {kind}" for kind in kinds)
                 raise ValueError(
-                    f"{self.frames_root}: no frame has color, depth and pose under one name "
-                    f"({len(self._color_paths)} color, {len(depth)} depth, {len(pose)} pose files)"
+                    f"{self.frames_root}: no frame has {', '.join(kinds[:-1])} and pose under one name ({counts} files)"
                 )
             self._frame_names = tuple(sorted(common, key=natural_key))
         return self._frame_names
 
-    def intrinsic(self, kind: str = "depth") -> NDArray[np.float64]:
-        """The [3, 3] intrinsic of the "color" or "depth" images, at their own size on disk."""
+    def intrinsic(self, kind: str = "depth", frame: str | None = None) -> NDArray[np.float64]:
+        """The [3, 3] intrinsic of the "color" or "depth" images, at their own size on disk.
+
+        With `frame`, that of its own file intrinsic/<frame>.txt where there is one.
+        """
+        path = self._intrinsic_path(kind, frame)
+        if frame is not None and path.stem == frame:
+            return read_intrinsic(path)
         if kind not in self._intrinsics:
-            self._intrinsics[kind] = read_intrinsic(self.frames_root / "intrinsic" / f"intrinsic_{kind}.txt")
+            if frame is not None and not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file, nor {frame}.txt beside it for that frame alone")
+            self._intrinsics[kind] = read_intrinsic(path)
         return self._intrinsics[kind]
+
+    def _intrinsic_path(self, kind: str, frame: str | None) -> Path:
+        folder = self.frames_root / "intrinsic"
+        own = None if frame is None else folder / f"{frame}.txt"
+        return own if own is not None and own.is_file() else folder / f"intrinsic_{kind}.txt"
 
     def pose(self, frame: str) -> NDArray[np.float64]:
         """The [4, 4] camera->world matrix of `frame`. Raises ValueError where it is not finite or no pose."""
         return read_pose(self.frames_root / "pose" / f"{frame}.txt")
 
     def check_frames(self, names: Iterable[str]) -> None:
-        """Looks over the frames `names` without decoding a picture: both intrinsics, every pose, no picture empty.
+        """Looks over the RGB-D frames `names` without decoding a picture: intrinsics, poses, no picture empty.
 
-        Raises: as `intrinsic`, `pose` and `frame` do, naming the file.
+        Raises: as `intrinsic`, `pose` and `frame` do, naming the file; FileNotFoundError where the scene has no depth.
         """
-        for kind in ("color", "depth"):
-            self.intrinsic(kind)
+        self._require_depth()
         known = set(self.frame_names)
         for name in names:
             if name not in known:
                 self._require(name)
+            for kind in ("color", "depth"):
+                self.intrinsic(kind, name)
             self.pose(name)
             for path in (self._color_paths[name], self.frames_root / "depth" / f"{name}.png"):
                 if path.stat().st_size == 0:
                     raise ValueError(f"{path}: an empty file, wanted a picture")
 
     def frame_size(self, name: str) -> SizeHW:
-        """(H, W) of the depth picture of a frame, from its header alone."""
+        """(H, W) of the depth picture of a frame, of its colour where the scene has no depth; from the header alone."""
         self._require(name)
-        return image_size(self.frames_root / "depth" / f"{name}.png")
+        return image_size(self.frames_root / "depth" / f"{name}.png" if self.has_depth else self._color_paths[name])
+
+    def camera(self, name: str, size: SizeHW | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(intrinsic [3, 3] for `size`, extrinsic [4, 4]) of one frame, as `frame` has them; no picture is decoded.
+
+        `size` (H, W) None: the frame's own, `frame_size`.
+        """
+        own = self.frame_size(name)
+        intrinsic = self._fitting_intrinsic("depth" if self.has_depth else "color", name, own)
+        return scale_intrinsic(intrinsic, own, own if size is None else size), invert_pose(self.pose(name))
 
     def depth(
         self, name: str, size: SizeHW | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-        """(depth [H, W] in metres, intrinsic [3, 3] for it, extrinsic [4, 4]) of one frame, as in `frame`; no colour is read."""
+        """(depth [H, W] in metres, intrinsic [3, 3] for it, extrinsic [4, 4]) of one frame, as in `frame`; no colour is read.
+
+        Raises: FileNotFoundError where the scene has no depth.
+        """
         self._require(name)
+        self._require_depth()
         extrinsic = invert_pose(self.pose(name))
-        depth, intrinsic = read_depth(self.frames_root / "depth" / f"{name}.png"), self.intrinsic("depth")
-        _check_principal_point(self.frames_root, "depth", intrinsic, depth.shape)
+        depth = read_depth(self.frames_root / "depth" / f"{name}.png")
+        intrinsic = self._fitting_intrinsic("depth", name, depth.shape)
         size = depth.shape if size is None else (int(size[0]), int(size[1]))
         return resize_nearest(depth, size), scale_intrinsic(intrinsic, depth.shape, size), extrinsic
 
     def frame(self, name: str, size: SizeHW | None = None) -> Frame:
-        """One frame, colour and depth both in the depth camera scaled to `size` (H, W); None keeps its own size."""
-        depth, intrinsic, extrinsic = self.depth(name, size)
-        color, color_intrinsic = read_color(self._color_paths[name]), self.intrinsic("color")
-        _check_principal_point(self.frames_root, "color", color_intrinsic, color.shape[:2])
+        """One frame, colour and depth both in the depth camera scaled to `size` (H, W); None keeps its own size.
+
+        In a scene without depth it is the colour camera, and depth is None.
+        """
+        if self.has_depth:
+            depth, intrinsic, extrinsic = self.depth(name, size)
+            size = depth.shape
+        else:
+            depth, (intrinsic, extrinsic) = None, self.camera(name, size)
+            size = self.frame_size(name) if size is None else (int(size[0]), int(size[1]))
+        color = read_color(self._color_paths[name])
+        own = self._intrinsic_path("color", name)
+        if own.stem == name and color.shape[:2] != self.frame_size(name):
+            (h, w), (depth_h, depth_w) = color.shape[:2], self.frame_size(name)
+            raise ValueError(f"{own}: is for colour of {w} x {h} and depth of {depth_w} x {depth_h}; wanted one size where a frame has its own")
+        color_intrinsic = self._fitting_intrinsic("color", name, color.shape[:2])
         return Frame(
-            rgb=register_color(color, color_intrinsic, intrinsic, depth.shape),
+            rgb=register_color(color, color_intrinsic, intrinsic, size),
             depth=depth,
             intrinsic=intrinsic.astype(np.float32),
             extrinsic=extrinsic,
             name=f"{self.name}/{name}",
         )
+
+    def _fitting_intrinsic(self, kind: str, name: str, size: SizeHW) -> NDArray[np.float64]:
+        """`intrinsic` of a frame whose picture of this kind has `size`, which the principal point must fit."""
+        intrinsic = self.intrinsic(kind, name)
+        _check_principal_point(self._intrinsic_path(kind, name), kind, intrinsic, size)
+        return intrinsic
 
     def fusion_settings(self) -> dict[str, Any] | None:
         """How the cloud was fused from the frames (`fusion.json`: holdout, voxel, ...), or None if it was scanned."""
@@ -222,6 +281,10 @@ class Scene:
         if not isinstance(settings, dict) or not isinstance(settings.get("holdout"), int):
             raise ValueError(f"{path}: wanted a JSON object with an integer 'holdout'")
         return settings
+
+    def _require_depth(self) -> None:
+        if not self.has_depth:
+            raise FileNotFoundError(f"scene {self.name!r}: {self.frames_root / 'depth'} not found; its frames have no depth")
 
     def _require(self, name: str) -> None:
         if name not in self.frame_names:
@@ -331,12 +394,12 @@ def _check_values(path: Path, asset: str, array: NDArray[np.float32]) -> None:
             raise ValueError(f"{path}: colours run from {low:g} to {high:g}, so they seem to be 0..1; wanted 0..255")
 
 
-def _check_principal_point(root: Path, kind: str, intrinsic: NDArray, size: SizeHW) -> None:
+def _check_principal_point(path: Path, kind: str, intrinsic: NDArray, size: SizeHW) -> None:
     """An intrinsic that was calibrated for another image size shows in its principal point."""
     center = np.array([intrinsic[0, 2] / size[1], intrinsic[1, 2] / size[0]])
     if np.abs(center - 0.5).max() > 0.25:
         raise ValueError(
-            f"{root}/intrinsic/intrinsic_{kind}.txt: principal point ({intrinsic[0, 2]:g}, {intrinsic[1, 2]:g}) does not "
+            f"{path}: principal point ({intrinsic[0, 2]:g}, {intrinsic[1, 2]:g}) does not "
             f"fit the {kind} images of {size[1]} x {size[0]}; the matrix belongs to about "
             f"{round(2 * intrinsic[0, 2])} x {round(2 * intrinsic[1, 2])}: scale it to the images on disk"
         )

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from pointcept3m.ops.offsets import offset_to_batch, offset_to_counts
+from pointcept3m.structures.images import write_depth
 from pointcept3m.structures.keys import index_operator, key_of, kind_of
 from pointcept3m.structures.scene import Scene, heldout, natural_key
-from tests.datasets.synthetic import SIZE, cast, look, write_scene
+from tests.datasets.synthetic import INTRINSIC, SIZE, cast, look, write_scene
 
 
 @pytest.fixture
@@ -166,6 +167,52 @@ def test_what_is_absent_is_named_with_near_names(root):
         ValueError, match=r"no frame has color, depth and pose under one name \(9 color, 9 depth, 9 pose"
     ):
         _ = Scene(root).frame_names
+
+
+def test_a_frame_may_have_a_camera_of_its_own(root):
+    """Frame 2 is cast by another camera than the others, with its matrix beside theirs, or alone."""
+    own, pose = np.array([[44.0, 0, 30.5], [0, 47.0, 26.0], [0, 0, 1]]), look(2 * np.pi * 2 / 9)
+    depth, color = cast(pose, own)
+    write_depth(root / "depth/2.png", depth)
+    Image.fromarray(color).save(root / "color/2.png")
+    np.savetxt(root / "intrinsic/2.txt", own)
+    scene = Scene(root)
+    frame = scene.frame("2")
+    np.testing.assert_array_equal(frame.intrinsic, own)
+    np.testing.assert_allclose(frame.depth, depth, atol=6e-4)
+    np.testing.assert_allclose(frame.rgb * 255, color, atol=1e-4)
+    np.testing.assert_array_equal(scene.frame("3").intrinsic, INTRINSIC)
+    np.testing.assert_allclose(scene.camera("2", (24, 32))[0], own * [[0.5], [0.5], [1]])
+    for kind in ("color", "depth"):
+        (root / f"intrinsic/intrinsic_{kind}.txt").unlink()
+    scene = Scene(root)
+    scene.check_frames(["2"])
+    np.testing.assert_array_equal(scene.frame("2").intrinsic, own)
+    with pytest.raises(FileNotFoundError, match=r"intrinsic_depth.txt: no such file, nor 3.txt beside it"):
+        scene.frame("3")
+    Image.fromarray(color[::2, ::2]).save(root / "color/2.png")
+    with pytest.raises(ValueError, match=r"2.txt: is for colour of 32 x 24 and depth of 64 x 48; wanted one size"):
+        scene.frame("2")
+
+
+def test_frames_without_depth(root):
+    """nuScenes' cameras: the folder depth/ is absent, not empty."""
+    with_depth = Scene(root).frame("4")
+    for path in (root / "depth").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no frame has color, depth and pose under one name \(9 color, 0 depth"):
+        _ = Scene(root).frame_names
+    (root / "depth").rmdir()
+    scene = Scene(root)
+    assert not scene.has_depth and scene.frame_names == tuple("012345678")
+    frame = scene.frame("4")
+    assert frame.depth is None and scene.frame_size("4") == SIZE
+    np.testing.assert_array_equal(frame.rgb, with_depth.rgb)
+    np.testing.assert_array_equal(frame.extrinsic, with_depth.extrinsic)
+    assert scene.frame("4", (24, 32)).rgb.shape == (24, 32, 3)
+    for read in (lambda: scene.depth("4"), lambda: scene.check_frames(["4"])):
+        with pytest.raises(FileNotFoundError, match="depth not found; its frames have no depth"):
+            read()
 
 
 def test_table_of_keys():
