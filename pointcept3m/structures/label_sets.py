@@ -21,7 +21,6 @@ BACKGROUND = ("wall", "floor", "ceiling")
 # What is said where a class is not called by a word. Only names are looked up here, never places: OpenScene puts "other"
 # at the last but one place of any Matterport set, which with 40, 80 and 160 classes is "air vent", "headboard" and "person".
 SAID = {"otherfurniture": "other", "refridgerator": "refrigerator", "excercise equipment": "exercise equipment"}
-PLACEHOLDER = "{label}"
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,10 @@ class LabelSet:
         """bool [K]: the classes of f-mIoU. Wall, floor, ceiling and what has "other" in its name are none (RegionPLC, Mosaic3D)."""
         return np.array([name not in BACKGROUND and not name.startswith("other") for name in self.names])
 
-    def texts(self, prompt: str | None = None) -> tuple[str, ...]:
-        """The T words of all classes, class by class, each put into `prompt` where it says "{label}".
-
-        Raises: ValueError for a prompt without the place for the label.
-        """
-        words = [word for words in self.prompts for word in words]
-        if prompt is None:
-            return tuple(words)
-        if PLACEHOLDER not in prompt:
-            raise ValueError(f"prompt {prompt!r} has no {PLACEHOLDER}; wanted a sentence such as 'a {PLACEHOLDER} in a scene'")
-        return tuple(prompt.replace(PLACEHOLDER, word) for word in words)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The T words of all classes, class by class."""
+        return tuple(word for words in self.prompts for word in words)
 
     def base_novel(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Base and novel classes of a published split such as "B15/N4". Raises KeyError, with near names, where there is none."""

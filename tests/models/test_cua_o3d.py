@@ -195,6 +195,23 @@ def test_a_vocabulary_gives_cosines_as_logits():
         model({key: batch[key] for key in ("feat", "offset")})
 
 
+def test_several_texts_speak_for_one_class():
+    model = make_model().eval()
+    texts = torch.randn(4, 5)
+    batch = make_batch()
+    model.set_vocabulary(texts)
+    single = model(batch)["seg_logits"]
+    model.set_vocabulary(texts, torch.tensor([1, 0, 1, 2]))
+    assert model.class_count() == 3
+    wanted = torch.stack([single[:, 1], torch.maximum(single[:, 0], single[:, 2]), single[:, 3]], 1)
+    torch.testing.assert_close(model(batch)["seg_logits"], wanted)
+    for wrong in (torch.tensor([0, 1]), torch.tensor([0, 1, 3, 3]), torch.tensor([-1, 0, 1, 2])):
+        with pytest.raises(ValueError, match="mapping must name the class of each of 4 texts"):
+            model.set_vocabulary(texts, wrong)
+    model.set_vocabulary(texts)
+    assert model(batch)["seg_logits"].shape[1] == 4
+
+
 def test_a_float16_vocabulary_and_autocast():
     model, batch = make_model().eval(), make_batch()
     model.set_vocabulary(torch.randn(3, 5).half())

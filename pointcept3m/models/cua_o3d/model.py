@@ -59,7 +59,8 @@ class CUAO3D(nn.Module):
         width = backbone_out_channels
         self.heads = nn.ModuleDict({name: _head(width, each["dim"], each["hidden"]) for name, each in settings.items()})
         self.uncertainty = build_uncertainty(uncertainty, self.teachers, width) if uncertainty else None
-        self.register_buffer("vocabulary", None, persistent=False)
+        self.register_buffer("vocabulary", None, persistent=False)  # [T, D], and the class of each text:
+        self.register_buffer("vocabulary_class", None, persistent=False)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses, where the batch has targets; `seg_logits`, in evaluation and with a vocabulary.
@@ -95,9 +96,13 @@ class CUAO3D(nn.Module):
         return self.heads[name](feature).float()
 
     def similarity(self, embedding: Tensor) -> Tensor:
-        """The cosine [n, K] float32 of embeddings [n, D] to each text of the vocabulary."""
+        """The cosine [n, K] float32 of embeddings [n, D] to each class of the vocabulary: to the nearest of its texts."""
         with torch.autocast(embedding.device.type, enabled=False):
-            return F.normalize(embedding.float(), dim=-1) @ self.vocabulary.T
+            cosine = F.normalize(embedding.float(), dim=-1) @ self.vocabulary.T
+        if self.vocabulary_class is None:
+            return cosine
+        result = cosine.new_full((len(cosine), self.class_count()), -torch.inf)
+        return result.scatter_reduce(1, self.vocabulary_class.expand_as(cosine), cosine, "amax")
 
     def distill(self, feature: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses at the supervised voxels; see `forward`."""
@@ -128,24 +133,34 @@ class CUAO3D(nn.Module):
             raise ValueError(f"CUA-O3D: target_index reaches voxel {int(rows.max())} of {len(feature)}")
         return rows
 
-    def set_vocabulary(self, embedding: Tensor | None) -> None:
-        """Text embeddings [K, D] whose cosine to each voxel becomes `seg_logits`; None takes them away.
+    def set_vocabulary(self, embedding: Tensor | None, mapping: Tensor | None = None) -> None:
+        """Text embeddings [T, D] whose cosine to each voxel becomes `seg_logits`; None takes them away.
 
-        Raises: ValueError where they do not have the width of the text head.
+        mapping: int64 [T], the class 0..K-1 that each text speaks for, where several share one; by default text k is class k.
+        Raises: ValueError where the embeddings do not have the width of the text head, or the mapping does not fit them.
         """
         if embedding is None:
-            self.vocabulary = None
+            self.vocabulary = self.vocabulary_class = None
             return
         width = self.dims[self.text_head]
         if embedding.ndim != 2 or embedding.shape[1] != width:
             raise ValueError(f"CUA-O3D: text embeddings are {list(embedding.shape)}, the head {self.text_head!r} has {width} channels; "
                              "is the text encoder the one of that teacher?")  # fmt: skip
         weight = next(self.heads[self.text_head].parameters())
+        if mapping is not None:
+            mapping = torch.as_tensor(mapping).long()
+            if mapping.shape != (len(embedding),) or not torch.equal(mapping.unique(), torch.arange(int(mapping.max()) + 1)):
+                raise ValueError(f"CUA-O3D: mapping must name the class of each of {len(embedding)} texts, each class 0..K-1 at least once")
+            identity = torch.equal(mapping, torch.arange(len(mapping)))
+            mapping = None if identity else mapping.to(weight.device)
         self.vocabulary = F.normalize(embedding.to(weight.device, torch.float32), dim=-1)
+        self.vocabulary_class = mapping
 
     def class_count(self) -> int | None:
-        """The number of texts in the vocabulary, or None without one."""
-        return None if self.vocabulary is None else len(self.vocabulary)
+        """K, the number of classes of the vocabulary, or None without one."""
+        if self.vocabulary is None:
+            return None
+        return len(self.vocabulary) if self.vocabulary_class is None else int(self.vocabulary_class.max()) + 1
 
 
 def _head_settings(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
