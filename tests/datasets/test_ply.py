@@ -40,12 +40,14 @@ def test_plyfile_reads_what_we_write(tmp_path, mesh):
 @pytest.mark.parametrize("text", [True, False])
 def test_polygons_become_fans(tmp_path, text):
     vertex = np.array([(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)], dtype=[("x", "f4"), ("y", "f4"), ("z", "f4")])
-    face = np.empty(2, dtype=[("vertex_index", object)])
+    face = np.empty(2, dtype=[("vertex_index", object), ("category_id", "i4")])
     face["vertex_index"] = [np.array([0, 1, 2, 3], np.int32), np.array([1, 2, 3], np.int32)]
+    face["category_id"] = 7, -1
     elements = [plyfile.PlyElement.describe(vertex, "vertex"), plyfile.PlyElement.describe(face, "face")]
     plyfile.PlyData(elements, text=text).write(str(tmp_path / "a.ply"))
     ply = read_ply(tmp_path / "a.ply")
     assert ply.faces.tolist() == [[0, 1, 2], [0, 2, 3], [1, 2, 3]]
+    assert {name: values.tolist() for name, values in ply.face.items()} == {"category_id": [7, 7, -1]}
     assert ply.coord.shape == (4, 3)
 
 

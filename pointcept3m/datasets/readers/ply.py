@@ -18,11 +18,13 @@ _SIZES = {
 
 @dataclass
 class Ply:
-    """The contents of a PLY file: vertex properties by name, each [N], and faces int64 [F, 3] (F may be 0)."""
+    """The contents of a PLY file: vertex properties by name, each [N], faces int64 [F, 3] (F may be 0), and the numbers
+    that faces have besides their corners, each [F]."""
 
     path: Path
     vertex: dict[str, np.ndarray]
     faces: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    face: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def coord(self) -> np.ndarray:
@@ -73,12 +75,16 @@ def read_ply(path: str | Path) -> Ply:
         raise ValueError(f"{path}: cannot be read as PLY: {error}") from error
     vertices = data["vertex"].data
     vertex = {name: np.array(vertices[name]) for name in vertices.dtype.names if vertices[name].dtype != object}
-    faces = np.zeros((0, 3), np.int64)
+    faces, face = np.zeros((0, 3), np.int64), {}
     if face_list and data["face"].count:
-        faces = _triangles(data["face"].data[face_list])
+        polygons = data["face"].data
+        faces, turns = _triangles(polygons[face_list])
+        scalars = [name for name in polygons.dtype.names if name != face_list and polygons.dtype[name].kind in "iuf"]
+        face = {name: np.array(polygons[name]) if turns is None else np.repeat(polygons[name], turns) for name in scalars
+                if polygons[name].ndim == 1}  # fmt: skip
         if faces.min() < 0 or faces.max() >= len(vertices):
             raise ValueError(f"{path}: faces name vertices {faces.min()} to {faces.max()}, the file has {len(vertices)}")
-    return Ply(path, vertex, faces)
+    return Ply(path, vertex, faces, face)
 
 
 def needs_double(coord: np.ndarray) -> bool:
@@ -180,9 +186,10 @@ def _check_header(path: Path) -> dict[str, list[str]]:
     return names
 
 
-def _triangles(polygons: np.ndarray) -> np.ndarray:
-    """int64 [F, 3] from an array [F, 3], or from one of lists, whose polygons become fans."""
+def _triangles(polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(int64 [F, 3], how many triangles each polygon became) of an array [F, 3] (then None), or of one of lists: fans."""
     if polygons.dtype != object:
-        return np.array(polygons, dtype=np.int64)
+        return np.array(polygons, dtype=np.int64), None
     fans = [np.stack([np.full(len(p) - 2, p[0]), p[1:-1], p[2:]], axis=1) for p in polygons if len(p) >= 3]
-    return np.concatenate(fans).astype(np.int64) if fans else np.zeros((0, 3), np.int64)
+    turns = np.array([max(0, len(p) - 2) for p in polygons])
+    return (np.concatenate(fans).astype(np.int64) if fans else np.zeros((0, 3), np.int64)), turns
