@@ -36,4 +36,5 @@ from pointcept3m.ops.segment_mesh import segment_mesh, segment_point
 from pointcept3m.ops.softmax import scatter_log_softmax, scatter_logsumexp, scatter_softmax, scatter_std
 from pointcept3m.ops.sparse_conv import sparse_conv
 from pointcept3m.ops.sparse_pool import sparse_pool
+from pointcept3m.ops.view_fusion import fuse_views, visible_points
 from pointcept3m.ops.voxelize import Groups, Voxels, group_keys, voxelize
