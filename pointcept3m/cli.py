@@ -23,6 +23,7 @@ Self-supervised pretraining of 3D backbones, from one command.
   pointcept3m train      train with a config file, on one process or many (torchrun)
   pointcept3m test       evaluate a checkpoint with the tester of its config
   pointcept3m predict    label the points of your own scan: ply, pcd, las, npy, RGB-D folder
+  pointcept3m query      where in a scene is "somewhere to sit"? heat map and coordinates, by a distilled model
   pointcept3m visualize  what a backbone makes of a cloud: features, similarity, classes and errors as colours
   pointcept3m check      what this machine, the compiled kernels, the data and the weights allow
   pointcept3m report     write report.html for a run folder
@@ -51,6 +52,13 @@ def predict(argv: Sequence[str]) -> int:
     from pointcept3m.engines.predict.command import predict_main
 
     return predict_main(list(argv))
+
+
+def query(argv: Sequence[str]) -> int:
+    """`pointcept3m query`: the arguments of tools/query.py."""
+    from pointcept3m.engines.open_vocabulary.command import query_main
+
+    return query_main(list(argv))
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -126,6 +134,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "test": test,
     "predict": predict,
+    "query": query,
     "check": check,
     "report": report,
     "visualize": visualize,

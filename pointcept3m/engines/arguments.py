@@ -56,6 +56,28 @@ def rgbd_options(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a scene's features come from that free text is put to: `source_options` reads the answers."""
+    source = parser.add_argument_group("what is asked: a distilled network, features fused from images, or both")
+    source.add_argument("--weight", metavar="W", help="distilled weights (.pth, .safetensors) with their config inside, or a run folder")
+    source.add_argument("--source", choices=("3d", "2d", "2d3d"), help="the network, the scene's fused features, or both (3d with --weight, else 2d)")
+    source.add_argument("--config", metavar="FILE", help="config, for weights that carry none, or for its text_encoder and prompt")
+    source.add_argument("--teacher", metavar="NAME", help="2d: whose features (the weight's text head; else text, sentence, or the only ones there)")
+    source.add_argument("--features", metavar="FILE", help="2d: the file of features")
+    source.add_argument("--feature-root", metavar="FOLDER", help="2d: where features lie that are not in the scene's folder")
+    source.add_argument("--text-encoder", metavar="NAME", help="text, sentence or dict(type=...), where neither weight nor teacher says it")
+    source.add_argument("--prompt", metavar="SENTENCE", help="what the names of a label set are put into ('a {label} in a scene'); a query is asked as it is")
+    source.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
+    source.add_argument("--max-points", type=int, default=400_000, metavar="N", help="voxels in one pass; bounds memory (%(default)s)")
+    source.add_argument("--seed", type=int, default=0, help="which point stands for a voxel (%(default)s)")
+
+
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about features: arguments of `open_vocabulary.sources.open_sources`."""
+    names = ("weight", "config", "teacher", "features", "feature_root", "text_encoder", "prompt", "device", "max_points", "seed", "columns")
+    return {"source": arguments.source, **{name: getattr(arguments, name) for name in names}}
+
+
 def visualize_argument_parser() -> argparse.ArgumentParser:
     """The arguments of `pointcept3m visualize`."""
     parser = argparse.ArgumentParser(
