@@ -66,6 +66,34 @@ def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, fo
     return f"{mode}: {cut} a scene{batched}, softmax added up {where}, scored on {scored}"
 
 
+def open_vocabulary_protocol(
+    kind: str, vocabulary: str, views: int, augmented: bool, scored: str, unseen: str, missed: float, absent: str, classes: tuple[int, int], extra: str = ""
+) -> str:
+    """The protocol of one way of labelling by words.
+
+    kind: "3d", "2d", "2d3d_max" or "2d3d_mean". vocabulary: labels, prompt and encoder in words. missed: the share of scored
+    points without features, which is told for 2D alone. classes: how many have no labelled point, of how many.
+    """
+    ways = {
+        "3d": "the distilled network alone",
+        "2d": "fused 2D features alone",
+        "2d3d_max": "of each point whichever of 2D and 3D has the larger cosine to any label (OpenScene)",
+        "2d3d_mean": "the mean of 2D and 3D features (CUA-O3D's release)",
+    }
+    words = [f"{kind}: {ways[kind]}{extra}", vocabulary]
+    if kind != "2d":
+        turned = ", each turned and scaled at random" if augmented else ""
+        words.append(f"cosines of {_count(views, 'view')} added up{turned}" if views > 1 else f"1 view{turned.replace(', each', ',')}")
+    words.append(f"scored on {scored}")
+    if kind == "2d":
+        rule = "errors" if unseen == "miss" else "left out of the IoU and errors of the accuracy"
+        words.append(f"the {missed:.1%} that no camera saw are {rule}")
+    if classes[0]:
+        rule = "counted 0, as OpenScene does" if absent == "zero" else "left out"
+        words.append(f"classes without a labelled point {rule}: {classes[0]} of {classes[1]}")
+    return ", ".join(words)
+
+
 def _count(number: float, name: str) -> str:
     return f"{number:.3g} {name}{'' if number == 1 else 's'}"
 

@@ -49,6 +49,17 @@ METRICS: dict[str, tuple[str, float, str, int]] = {
     "ap50": ("AP50", 100, "%", 1),
     "ap25": ("AP25", 100, "%", 1),
 }
+# Open-vocabulary scores, alone and after where they come from (see engines/testers/open_vocabulary.py).
+METRICS |= {name: (name, 100, "%", 1) for name in ("f-mIoU", "f-mAcc", "mIoU_base", "mIoU_novel", "hIoU")}
+METRICS |= {
+    f"{kind}_{name}": (f"{kind.replace('_', ', ')}: {words}", 100, "%", 1)
+    for kind in ("3d", "2d", "2d3d_max", "2d3d_mean")
+    for name, words in {
+        "mIoU": "mIoU", "mAcc": "mAcc", "allAcc": "accuracy", "f-mIoU": "f-mIoU", "f-mAcc": "f-mAcc", "mIoU_base": "base mIoU",
+        "mIoU_novel": "novel mIoU", "hIoU": "hIoU", "iou": "IoU", "acc": "accuracy", "mIoU_absent_zero": "mIoU, absent classes 0",
+        "mAcc_absent_zero": "mAcc, absent classes 0", "mIoU_view_mean": "mIoU of a view", "mIoU_view_std": "mIoU of a view, std",
+    }.items()
+}  # fmt: skip
 AT_START = "_at_start"
 
 

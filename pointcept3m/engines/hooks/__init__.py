@@ -8,6 +8,7 @@ from .dialect import CustomCheckpointLoader, CustomInformationWriter, CustomSemS
 from .evaluator import PreciseEvaluator, SemSegEvaluator
 from .insseg import InsSegEvaluator
 from .misc import GarbageHandler, ModelHook
+from .open_vocabulary import OpenVocabularyEvaluator
 from .probe import LinearProbe
 from .render import RenderEvaluator
 from .report import ReportWriter
@@ -29,6 +30,7 @@ __all__ = [
     "LinearProbe",
     "MetricsWriter",
     "ModelHook",
+    "OpenVocabularyEvaluator",
     "PreciseEvaluator",
     "RenderEvaluator",
     "ReportWriter",

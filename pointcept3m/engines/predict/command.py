@@ -15,6 +15,7 @@ or a folder of posed RGB-D frames. What it does not say is guessed, and each gue
 
   pointcept3m predict scan.ply --weight exp/rooms/semseg --out pred.ply
   pointcept3m predict scan.npy --weight model.pth --config configs/scannet/semseg.py --out pred.npz --mode vote
+  pointcept3m predict scan.ply --weight exp/rooms/cua_o3d --labels "chair,table,plant"
 """
 
 
@@ -28,6 +29,7 @@ def build_parser(prog: str = "pointcept3m predict") -> argparse.ArgumentParser:
     add("--weight", required=True, metavar="W", help="a .pth or .safetensors file with its config inside, or a run folder")
     add("--out", type=Path, metavar="FILE", help="what to write: .ply, .npy, .npz, .las or .laz (<SCAN's name>.pred.ply, here)")
     add("--config", type=Path, metavar="FILE", help="config file, for weights that do not carry theirs")
+    add("--labels", metavar="WORDS", help="the classes of a distilled model, words with commas between them or the name of a label set (its config's)")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--confidence", action="store_true", help="write the probability of each point's class too")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
@@ -50,6 +52,7 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
     from pointcept3m.datasets.readers.cloud import check_rgbd, is_rgbd, read_cloud
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.engines.predict.predictor import find_weight, load
+    from pointcept3m.structures.label_sets import named_or_free
     from pointcept3m.utils.files import near_files
 
     scan = arguments.scan
@@ -62,6 +65,8 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
     if out.resolve() == scan.resolve():
         raise ValueError(f"--out {out} is the scan itself; wanted another name")
     find_weight(arguments.weight)
+    if arguments.labels is not None:
+        named_or_free(arguments.labels)
     start = time.monotonic()
     rgbd = rgbd_options(arguments)
     if is_rgbd(scan):  # fusing takes minutes, so it waits until the weight is known to be good
@@ -69,7 +74,7 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
         points = scan
     else:
         points = read_cloud(scan, arguments.columns)
-    model = load(arguments.weight, arguments.config, arguments.device)
+    model = load(arguments.weight, arguments.config, arguments.device, arguments.labels)
     print(model)
     result = model.predict(
         points,

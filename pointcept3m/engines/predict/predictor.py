@@ -4,7 +4,7 @@ A scan too large for one pass is cut into boxes that overlap, and in the overlap
 farther the point is from the box's border.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.engines.convention import InputConvention, check_input, input_convention
 from pointcept3m.engines.defaults import class_settings, fill_registries, import_custom, with_defaults
 from pointcept3m.engines.loader import to_device
+from pointcept3m.engines.open_vocabulary.vocabulary import Vocabulary, give_vocabulary, is_open
 from pointcept3m.engines.predict.prediction import Prediction
 from pointcept3m.engines.predict.scan_input import ScanInput, scan_input
 from pointcept3m.engines.predict.votes import InstanceMerge, Votes
@@ -48,10 +49,12 @@ class Predictor:
     """A model that labels scans. Made by `load`.
 
     model: in eval mode, on `device`. cfg: the config of its training. names, palette: of its classes. input: the steps
-    from a scan to its input. needs: which of "color" and "normal" it is fed.
+    from a scan to its input. needs: which of "color" and "normal" it is fed. vocabulary: what a distilled model was told its
+    classes are, None for models with classes of their own.
     """
 
-    def __init__(self, model: nn.Module, cfg: Config, weight: str, device: torch.device):
+    def __init__(self, model: nn.Module, cfg: Config, weight: str, device: torch.device, vocabulary: Vocabulary | None = None):
+        self.vocabulary = vocabulary
         self.model, self.cfg, self.weight, self.device = model.to(device).eval(), cfg, weight, device
         self.num_classes, self.names, _ = class_settings(cfg)
         self.palette = palette_for(self.names)
@@ -68,6 +71,8 @@ class Predictor:
         shown = ", ".join(self.names[:6]) + (f", ... {len(self.names) - 6} more" if len(self.names) > 6 else "")
         number = sum(parameter.numel() for parameter in self.model.parameters())
         task = "instance segmentation" if self.tells_instances else "semantic segmentation"
+        if self.vocabulary is not None:
+            task = f"labels said as {self.vocabulary.prompt!r} to {self.vocabulary.encoder}"
         notice = f" Licence: {self.licence}." if self.licence else ""
         return (
             f"{self.weight}: {kind}, {number:,} parameters, {task}, {self.num_classes} classes ({shown}). "
@@ -291,7 +296,12 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value.copy() if isinstance(value, np.ndarray) else value
 
 
-def load(weight: str | Path, config: str | Path | None = None, device: str | torch.device | None = None) -> Predictor:
+def load(
+    weight: str | Path,
+    config: str | Path | None = None,
+    device: str | torch.device | None = None,
+    labels: str | Sequence[str] | None = None,
+) -> Predictor:
     """A model that labels scans, with classes, transforms and range of colours as it was trained.
 
     Args:
@@ -299,9 +309,12 @@ def load(weight: str | Path, config: str | Path | None = None, device: str | tor
             training is in the files that this project writes; it is read as data, nothing in it is executed.
         config: a config file, for weights that carry none; it wins over theirs.
         device: "cpu", "cuda", ...; by default the GPU where there is one.
+        labels: for a distilled model, its classes: labels (a list, or with commas between them) or the name of a label set; by
+            default the names in its config.
 
     Raises: FileNotFoundError; ValueError where the file carries no config and none is given, is a pretraining (which has
-        no classes), does not fit the config's model, or was trained on another input than the config feeds.
+        no classes), does not fit the config's model, was trained on another input than the config feeds, or has classes of its
+        own and is given labels; what `build_vocabulary` raises.
     """
     path = find_weight(weight)
     fill_registries()
@@ -312,12 +325,22 @@ def load(weight: str | Path, config: str | Path | None = None, device: str | tor
     if config:
         import_custom(cfg)
     _check_task(path, cfg)
+    if labels is not None and not is_open(MODELS.get(cfg.model.type)):
+        names = class_settings(cfg)[1]
+        raise ValueError(
+            f"{path}: is a {cfg.model.type}, which learnt {len(names)} classes and knows no others ({', '.join(names[:4])}, ...); labels are "
+            "for models distilled from 2D models that share a space with text (CUA-O3D)"
+        )
     model = build_model(cfg.model)
     if config:
         check_input(path, cfg, section=scan_input(cfg).section)
     load_weights(model, path)
+    vocabulary = None
+    if is_open(model):
+        vocabulary = give_vocabulary(model, cfg, labels)
+        cfg.data.update(names=list(vocabulary.labels.names), num_classes=len(vocabulary.labels))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(model, cfg, str(path), device)
+    return Predictor(model, cfg, str(path), device, vocabulary)
 
 
 def find_weight(weight: str | Path) -> Path:
@@ -351,7 +374,7 @@ def _check_task(path: Path, cfg: Config) -> None:
     if kind not in MODELS:
         custom = " It is imported by custom_imports, which a weight file may not do: pass --config." if cfg.get("custom_imports") else ""
         raise ValueError(f"{path}: is a {kind}, which this version does not know.{custom}")
-    if getattr(MODELS.get(kind), "task", None) not in ("semseg", "insseg"):
+    if getattr(MODELS.get(kind), "task", None) not in ("semseg", "insseg") and not is_open(MODELS.get(kind)):
         raise ValueError(
             f"{path}: is a {kind}, a pretraining without a class head, so it has nothing to predict. Fine-tune it on labelled scenes first: "
             f"pointcept3m train --config-file configs/rooms/semseg-spunet-v1m1-0-base.py --options weight={path}"

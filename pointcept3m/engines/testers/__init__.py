@@ -2,7 +2,8 @@
 
 from .base import TESTERS, TesterBase
 from .insseg import InsSegTester
+from .open_vocabulary import OpenVocabularyTester
 from .render import RenderTester
 from .semseg import SemSegTester
 
-__all__ = ["TESTERS", "InsSegTester", "RenderTester", "SemSegTester", "TesterBase"]
+__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RenderTester", "SemSegTester", "TesterBase"]
