@@ -3,6 +3,7 @@
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS, TRANSFORMS, build_dataset
 from pointcept3m.datasets.collate import collate_fn, point_collate_fn
+from pointcept3m.datasets.matterport import MatterportDataset
 from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
 from pointcept3m.datasets.rooms_dataset import RoomsDataset
 from pointcept3m.datasets.s3dis import S3DISDataset
@@ -12,6 +13,7 @@ from pointcept3m.datasets.scannet_pair import ScanNetPairDataset
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
+    "MatterportDataset",
     "PointDataset",
     "RGBDDataset",
     "RGBDFolderDataset",
