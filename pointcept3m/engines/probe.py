@@ -13,6 +13,25 @@ from torch.nn import functional as F
 
 from pointcept3m.engines import metrics
 from pointcept3m.engines.loader import to_device
+from pointcept3m.utils.registry import near_names
+
+
+class HeadFeatures(nn.Module):
+    """The features of one head of a distilled model, as a backbone gives its own: [N, D] of a batch.
+
+    Raises: TypeError for a model without heads; KeyError, with near names, for one that it has not.
+    """
+
+    def __init__(self, model: nn.Module, head: str):
+        super().__init__()
+        if not (hasattr(model, "embed") and hasattr(model, "heads")):
+            raise TypeError(f"linear probe: head={head!r}, but a {type(model).__name__} has no heads; wanted a distilled model (CUA-O3D)")
+        if head not in model.heads:
+            raise KeyError(f"linear probe: no head {head!r}; {near_names(head, model.heads)}")
+        self.model, self.head = model, head
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.model.embed(batch, self.head)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from pointcept3m.datasets import build_dataset, collate_fn
 from pointcept3m.engines.hooks.builder import HOOKS
-from pointcept3m.engines.probe import linear_probe
+from pointcept3m.engines.probe import HeadFeatures, linear_probe
 from pointcept3m.utils.hook import HookBase
 
 
@@ -17,6 +17,7 @@ class LinearProbe(HookBase):
 
     train, val: configs of labelled data sets whose samples have coord, grid_coord, feat, offset and segment.
     class_names: of those labels, in their order. max_points: training points a scene. steps: of fitting the layer.
+    head: of a distilled model (CUA-O3D), the features of that head in place of the backbone's.
     """
 
     def __init__(
@@ -26,7 +27,9 @@ class LinearProbe(HookBase):
         class_names: Sequence[str],
         max_points: int = 20_000,
         steps: int = 600,
+        head: str | None = None,
     ):
+        self.head = head
         self.train, self.val = train, val
         self.class_names = list(class_names)
         self.max_points, self.steps = max_points, steps
@@ -47,7 +50,7 @@ class LinearProbe(HookBase):
     def probe(self) -> dict[str, Any]:
         """The scores of a linear layer on the backbone as it is now; every process computes the same ones."""
         trainer = self.trainer
-        backbone = trainer.bare_model.backbone
+        backbone = trainer.bare_model.backbone if self.head is None else HeadFeatures(trainer.bare_model, self.head)
         loaders = [
             DataLoader(build_dataset(cfg), batch_size=1, shuffle=False, collate_fn=collate_fn) for cfg in (self.train, self.val)
         ]
