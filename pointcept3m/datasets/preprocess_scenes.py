@@ -110,8 +110,8 @@ def save_arrays(folder: Path, report: SceneReport, arrays: dict[str, NDArray]) -
     report.num_points = len(coord)
 
 
-def save_camera(folder: Path, name: str, pose: NDArray, intrinsic: NDArray | None) -> None:
-    """pose/<name>.txt, and intrinsic/<name>.txt [4, 4] unless the scene's frames share one."""
+def save_camera(folder: Path, name: str, pose: NDArray | None, intrinsic: NDArray | None) -> None:
+    """pose/<name>.txt and intrinsic/<name>.txt, each [4, 4], of what is not None."""
     for kind, matrix in (("pose", pose), ("intrinsic", intrinsic)):
         if matrix is not None:
             square = np.eye(4)
