@@ -24,6 +24,7 @@ Self-supervised pretraining of 3D backbones, from one command.
   pointcept3m test       evaluate a checkpoint with the tester of its config
   pointcept3m predict    label the points of your own scan: ply, pcd, las, npy, RGB-D folder
   pointcept3m query      where in a scene is "somewhere to sit"? heat map and coordinates, by a distilled model
+  pointcept3m view       a page in the browser where a scene is asked in free text
   pointcept3m visualize  what a backbone makes of a cloud: features, similarity, classes and errors as colours
   pointcept3m check      what this machine, the compiled kernels, the data and the weights allow
   pointcept3m report     write report.html for a run folder
@@ -59,6 +60,13 @@ def query(argv: Sequence[str]) -> int:
     from pointcept3m.engines.open_vocabulary.command import query_main
 
     return query_main(list(argv))
+
+
+def view(argv: Sequence[str]) -> int:
+    """`pointcept3m view`: the arguments of tools/view.py."""
+    from pointcept3m.engines.view.command import view_main
+
+    return view_main(list(argv))
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -135,6 +143,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "predict": predict,
     "query": query,
+    "view": view,
     "check": check,
     "report": report,
     "visualize": visualize,

@@ -79,11 +79,16 @@ def report(
 def describe(region: Region, scene: AskedScene) -> list[str]:
     """The best region's extent, in metres with z up, and in the coordinates of the scene's file where those are others."""
     lines = [f"best region: {region}", f"  box in metres: {_box(region.low, region.high)}"]
-    there = scene.original_coord[region.points].astype(np.float64)
-    low, high = there.min(axis=0), there.max(axis=0)
+    low, high = file_box(region, scene)
     if not (np.allclose(low, region.low, atol=1e-4) and np.allclose(high, region.high, atol=1e-4)):
         lines.append(f"  box in the file's coordinates: {_box(low, high)}")
     return lines
+
+
+def file_box(region: Region, scene: AskedScene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(low, high), [3] each: the region's box in the coordinates of the scene's file."""
+    there = scene.original_coord[region.points].astype(np.float64)
+    return there.min(axis=0), there.max(axis=0)
 
 
 def _box(low: NDArray, high: NDArray) -> str:
