@@ -6,6 +6,7 @@ from typing import Any
 
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS
+from pointcept3m.structures.class_names import ROOMS_NAMES
 
 ROOMS_HINT = (
     "Rooms are generated, not downloaded: `python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6` "
@@ -17,6 +18,7 @@ ROOMS_HINT = (
 class RoomsDataset(PointDataset):
     """Generated rooms with their classes and instances."""
 
+    class_names = ROOMS_NAMES  # of segment.npy
     hint = ROOMS_HINT
 
     def __init__(

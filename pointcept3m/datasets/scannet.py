@@ -6,7 +6,7 @@ from typing import Any
 
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS
-from pointcept3m.datasets.scannet_labels import SCANNET20_IDS, SCANNET200_IDS
+from pointcept3m.datasets.scannet_labels import SCANNET20_IDS, SCANNET20_NAMES, SCANNET200_IDS, SCANNET200_NAMES
 
 SCANNET_HINT = (
     "Get ScanNet from its owners and write it there with `python tools/preprocess/scannet.py` (docs/data.md), or run "
@@ -19,6 +19,7 @@ class ScanNetDataset(PointDataset):
     """ScanNet scenes with 20 classes."""
 
     segment_asset = "segment20"
+    class_names = SCANNET20_NAMES
     class2id = SCANNET20_IDS  # the number that the benchmark's files have for each class
     hint = SCANNET_HINT
 
@@ -33,4 +34,5 @@ class ScanNet200Dataset(ScanNetDataset):
     """ScanNet scenes with 200 classes."""
 
     segment_asset = "segment200"
+    class_names = SCANNET200_NAMES
     class2id = SCANNET200_IDS

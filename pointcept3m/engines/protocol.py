@@ -66,32 +66,31 @@ def vote_protocol(mode: str, augmentations: int, scenes: int, fragments: int, fo
     return f"{mode}: {cut} a scene{batched}, softmax added up {where}, scored on {scored}"
 
 
-def open_vocabulary_protocol(
-    kind: str, vocabulary: str, views: int, augmented: bool, scored: str, unseen: str, missed: float, absent: str, classes: tuple[int, int], extra: str = ""
-) -> str:
-    """The protocol of one way of labelling by words.
+def words_counted(vocabulary: str, scored: str, absent: str, untrue: int, number: int) -> str:
+    """Of a labelling by words: labels, prompt and encoder in words, on what it is scored, and what becomes of the `untrue` of
+    `number` classes that have no labelled point."""
+    words = f"{vocabulary}, scored on {scored}"
+    if not untrue:
+        return words
+    return f"{words}, classes without a labelled point {'counted 0, as OpenScene does' if absent == 'zero' else 'left out'}: {untrue} of {number}"
 
-    kind: "3d", "2d", "2d3d_max" or "2d3d_mean". vocabulary: labels, prompt and encoder in words. missed: the share of scored
-    points without features, which is told for 2D alone. classes: how many have no labelled point, of how many.
+
+def open_vocabulary_kind(kind: str, views: int, augmented: bool, unseen: str = "miss", missed: float = 0.0) -> str:
+    """What one kind of open-vocabulary scores is of, and from how many views.
+
+    kind: "3d", "2d", "2d3d_max" or "2d3d_mean". missed: the share of scored points without features, told for 2D alone.
     """
-    ways = {
-        "3d": "the distilled network alone",
-        "2d": "fused 2D features alone",
-        "2d3d_max": "of each point whichever of 2D and 3D has the larger cosine to any label (OpenScene)",
-        "2d3d_mean": "the mean of 2D and 3D features (CUA-O3D's release)",
-    }
-    words = [f"{kind}: {ways[kind]}{extra}", vocabulary]
-    if kind != "2d":
-        turned = ", each turned and scaled at random" if augmented else ""
-        words.append(f"cosines of {_count(views, 'view')} added up{turned}" if views > 1 else f"1 view{turned.replace(', each', ',')}")
-    words.append(f"scored on {scored}")
     if kind == "2d":
         rule = "errors" if unseen == "miss" else "left out of the IoU and errors of the accuracy"
-        words.append(f"the {missed:.1%} that no camera saw are {rule}")
-    if classes[0]:
-        rule = "counted 0, as OpenScene does" if absent == "zero" else "left out"
-        words.append(f"classes without a labelled point {rule}: {classes[0]} of {classes[1]}")
-    return ", ".join(words)
+        return f"2d: fused features of each point, the {missed:.1%} that no camera saw are {rule}"
+    ways = {
+        "3d": "the distilled features of each point's voxel",
+        "2d3d_max": "whichever of 2D and 3D has the larger cosine to any label (OpenScene)",
+        "2d3d_mean": "the mean of 2D and 3D features (CUA-O3D's release)",
+    }
+    turned = ", turned and scaled at random" if augmented else ""
+    summed = f"cosines of {views} views added up" if views > 1 else "1 view"
+    return f"{kind}: {ways[kind]}, {summed}{turned}"
 
 
 def _count(number: float, name: str) -> str:

@@ -117,14 +117,14 @@ def make_config(root, save_path, **changes):
     ]  # fmt: skip
     targets = [grid, dict(type="SampleTargets", num_points=60), color, tensor]
     collected = dict(type="Collect", keys=("coord", "grid_coord", "target_index", "target_text"), feat_keys=("color",))
-    labelled = dict(type="RoomsDataset", split="val", data_root=str(root), transform=chain)
+    labelled = dict(type="DefaultDataset", split="val", data_root=str(root), transform=chain)
     cfg = dict(
         save_path=str(save_path), seed=3, num_worker=0, batch_size=2, epoch=2, eval_epoch=2,
         text_encoder=dict(type="SpelledWords"), prompt="a {label} in a scene",
         model=dict(type="CUA-O3D-v1m1", backbone=dict(type="ColourNet"), backbone_out_channels=3, heads=dict(text=dict(dim=DIM), other=dict(dim=4))),
         data=dict(
             num_classes=4, ignore_index=-1, names=NAMES, val=labelled, test=labelled,
-            train=dict(type="RoomsDataset", split="val", data_root=str(root), feature_teachers=("text",), transform=[*targets, collected]),
+            train=dict(type="DefaultDataset", split="val", data_root=str(root), feature_teachers=("text",), transform=[*targets, collected]),
         ),
         optimizer=dict(type="AdamW", lr=0.01), scheduler=dict(type="OneCycleLR", max_lr=0.01),
         hooks=[dict(type="CheckpointLoader"), dict(type="InformationWriter"), dict(type="OpenVocabularyEvaluator"), dict(type="CheckpointSaver")],
@@ -200,8 +200,9 @@ def test_all_kinds_of_a_test_are_those_of_loops(scenes, tmp_path, model):
     assert np.sum(record["confusion"]) == labelled and np.sum(record["kinds"]["2d"]["missed"]) == sum(
         p == -1 and t >= 0 for p, t in zip(preds["2d"], targets, strict=True)
     )
-    for words in ("4 classes (data.names) said as 'a {label} in a scene' to spelled", f"{labelled} raw points", "that no camera saw are errors", "1 view"):
-        assert words in tester.protocol
+    first, *rest = tester.protocol.split("; ")
+    assert first == f"4 classes (data.names) said as 'a {{label}} in a scene' to spelled, scored on {labelled} raw points"
+    assert [words.partition(":")[0] for words in rest] == list(preds) and "that no camera saw are errors" in rest[1] and rest[0].endswith("1 view")
 
 
 def test_repeats_are_seeded_and_add_up(scenes, tmp_path, model):
@@ -213,7 +214,7 @@ def test_repeats_are_seeded_and_add_up(scenes, tmp_path, model):
     assert run(3)[0] == first, "the same seed gives the same scores"
     assert run(4)[0]["3d_mIoU_view_std"] != first["3d_mIoU_view_std"]
     assert first["3d_mIoU_view_std"] > 0 and "2d_mIoU_view_std" not in first
-    assert "cosines of 3 views added up, each turned and scaled at random" in tester.protocol
+    assert "cosines of 3 views added up, turned and scaled at random" in tester.protocol
 
     # the views' own features, taken from the loader, give the same sums
     views = make_tester(scenes, tmp_path, model, feature="3d", repeats=3)
@@ -257,13 +258,31 @@ def test_another_label_set_and_data_set(tmp_path, model):
         TESTERS.build(dict(type="OpenVocabularyTester", repeats=1), cfg=cfg, model=model).test()
 
 
+def test_labels_of_a_data_set_that_tells_its_classes(scenes, tmp_path, model):
+    """RoomsDataset knows what its labels mean: they are the default, and no other set is scored with them."""
+    cfg = make_config(scenes, tmp_path / "run")
+    cfg["data"]["test"]["type"] = "RoomsDataset"
+
+    def build(**arguments):
+        return TESTERS.build(dict(type="OpenVocabularyTester", **arguments), cfg=cfg, model=model)
+
+    assert build().labels is label_set("rooms") and len(cfg["data"]["names"]) == 4
+    assert build(label_set="rooms").labels is label_set("rooms")
+    reworded = build(label_set=[name.replace("sofa", "couch") for name in label_set("rooms").names])
+    assert "couch" in reworded.labels.names and len(reworded.labels) == 19
+    with pytest.raises(ValueError, match="'matterport40' has 40 classes.*RoomsDataset are those of 'rooms', 19"):
+        build(label_set="matterport40")
+    with pytest.raises(ValueError, match="'labels' has 2 classes"):
+        build(label_set="chair,lamp")
+
+
 def test_a_section_with_a_test_cfg_is_read_too(scenes, tmp_path, model):
     """ScanNet's configs cut scenes into fragments for votes; an open-vocabulary test takes their grid and last transforms."""
     cfg = make_config(scenes, tmp_path / "run")
     plain = TESTERS.build(dict(type="OpenVocabularyTester", repeats=2), cfg=cfg, model=model).test()[0]
     post = [dict(type="NormalizeColor", mode="zero_one"), dict(type="ToTensor"), dict(type="Collect", keys=("coord", "grid_coord", "index"), feat_keys=("color",))]
     cfg["data"]["test"] = dict(
-        type="RoomsDataset", split="val", data_root=str(scenes), test_mode=True, transform=[],
+        type="DefaultDataset", split="val", data_root=str(scenes), test_mode=True, transform=[],
         test_cfg=dict(voxelize=dict(type="GridSample", grid_size=GRID, mode="test", return_grid_coord=True), crop=None, post_transform=post, aug_transform=[[]]),
     )  # fmt: skip
     assert TESTERS.build(dict(type="OpenVocabularyTester", repeats=2), cfg=cfg, model=model).test()[0] == plain
@@ -276,7 +295,7 @@ def test_a_run_from_a_weight(scenes, tmp_path, model):
     scores, _ = tester.run()
     assert scores == make_tester(scenes, tmp_path, model, repeats=1).test()[0]
     written = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert written["metrics"]["3d_mIoU"] == scores["3d_mIoU"] and written["protocol"]["test"].startswith("3d: the distilled network alone")
+    assert written["metrics"]["3d_mIoU"] == scores["3d_mIoU"] and "; 3d: the distilled features of each point's voxel, 1 view, turned" in written["protocol"]["test"]
     assert "3d: mIoU" in (tmp_path / "run/report.html").read_text()
 
 

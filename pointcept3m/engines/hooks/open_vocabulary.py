@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pointcept3m.engines.loader import check_labels, to_device
 from pointcept3m.engines.open_vocabulary.scores import Tally, check_rules
-from pointcept3m.engines.open_vocabulary.vocabulary import Vocabulary, build_vocabulary
-from pointcept3m.engines.protocol import Through, open_vocabulary_protocol, points_scored
+from pointcept3m.engines.open_vocabulary.vocabulary import Vocabulary, build_vocabulary, labels_of_data
+from pointcept3m.engines.protocol import Through, points_scored, words_counted
 from pointcept3m.utils import comm
 from pointcept3m.utils.hook import HookBase
 
@@ -40,8 +40,7 @@ class OpenVocabularyEvaluator(HookBase):
     def before_train(self) -> None:
         """The text encoder speaks once, before work could be lost to a mistake in words."""
         if self.trainer.val_loader is not None:
-            self.vocabulary = build_vocabulary(self.trainer.cfg, self.label_set)
-            self._tally()
+            self._say_words()
 
     def after_epoch(self) -> None:
         if self.trainer.val_loader is not None:
@@ -52,7 +51,7 @@ class OpenVocabularyEvaluator(HookBase):
         """The scores of the model as it is."""
         trainer, model = self.trainer, self.trainer.bare_model
         if self.vocabulary is None:
-            self.vocabulary = build_vocabulary(trainer.cfg, self.label_set)
+            self._say_words()
         tally, through, meeting = self._tally(), Through.NOTHING, comm.Meeting()
         training = model.training
         model.eval()
@@ -74,6 +73,13 @@ class OpenVocabularyEvaluator(HookBase):
         self._report(tally, Through(comm.agree_max(int(through))[0]))
         return tally.scores(self.absent)[0]
 
+    def _say_words(self) -> None:
+        trainer = self.trainer
+        labels = labels_of_data(trainer.val_loader.dataset, self.label_set, trainer.cfg)
+        if self.split is not None:
+            labels.base_novel(self.split)
+        self.vocabulary = build_vocabulary(trainer.cfg, labels)
+
     def _tally(self) -> Tally:
         return Tally(self.vocabulary.labels, self.split, self.trainer.cfg.data.get("ignore_index", -1))
 
@@ -86,8 +92,7 @@ class OpenVocabularyEvaluator(HookBase):
     def _report(self, tally: Tally, through: Through) -> None:
         trainer = self.trainer
         scored = points_scored(trainer.cfg.data.get("val") or {}, tally.labelled, through)
-        counted = (tally.absent, len(self.vocabulary.labels))
-        words = open_vocabulary_protocol("3d", str(self.vocabulary), 1, False, scored, "miss", 0.0, self.absent, counted)
+        words = "3d: one forward a scene, " + words_counted(str(self.vocabulary), scored, self.absent, tally.absent, len(self.vocabulary.labels))
         trainer.comm_info.setdefault("protocol", {})["val"] = words
         totals, iou, acc = tally.scores(self.absent)
         for name, value in totals.items():

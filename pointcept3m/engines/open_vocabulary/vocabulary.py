@@ -45,12 +45,39 @@ class Vocabulary:
         return f"{number} ({self.labels.name}) said as {self.prompt!r} to {self.encoder}"
 
 
+def labels_called(names: Sequence[str], name: str = "data.names") -> LabelSet:
+    """The label set that has these names, or else one of them as they are."""
+    return next((labels for labels in LABEL_SETS.values() if labels.names == tuple(names)), LabelSet(name, tuple(names)))
+
+
 def configured_labels(cfg: Mapping[str, Any]) -> LabelSet:
-    """The label set whose names are `cfg.data.names`, or else those names as they are. Raises KeyError where there are none."""
-    names = tuple((cfg.get("data") or {}).get("names") or ())
+    """The label set of `cfg.data.names`. Raises KeyError where there are none."""
+    names = (cfg.get("data") or {}).get("names")
     if not names:
         raise KeyError("config: data.names is missing, the classes to ask for; name a label set, or give labels")
-    return next((labels for labels in LABEL_SETS.values() if labels.names == names), LabelSet("data.names", names))
+    return labels_called(names)
+
+
+def labels_of_data(dataset: Any, asked: LabelSet | str | Sequence[str] | None, cfg: Mapping[str, Any]) -> LabelSet:
+    """The label set to score `dataset` by: what is asked for, or the data set's own (its `class_names`), or the config's.
+
+    Raises: ValueError where what is asked for cannot be the classes of the labels: another set than theirs, or words of another
+        number. (Words of one's own, as many as there are classes and in their order, are other ways to say them.)
+    """
+    while not hasattr(dataset, "class_names") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    own = getattr(dataset, "class_names", None)
+    if asked is None:
+        return labels_called(own, type(dataset).__name__) if own else configured_labels(cfg)
+    labels = asked if isinstance(asked, LabelSet) else named_or_free(asked)
+    if own and labels.names != tuple(own) and (labels.name in LABEL_SETS or len(labels) != len(own)):
+        theirs = labels_called(own, type(dataset).__name__)
+        raise ValueError(
+            f"label set {labels.name!r} has {len(labels)} classes ({', '.join(labels.names[:4])}, ...), but the labels of {type(dataset).__name__} are "
+            f"those of {theirs.name!r}, {len(theirs)} ({', '.join(theirs.names[:4])}, ...): scores would compare one with the other. Leave label_set out, or "
+            "give a data set with labels of that set"
+        )
+    return labels
 
 
 def build_vocabulary(cfg: Mapping[str, Any], labels: LabelSet | str | Sequence[str] | None = None) -> Vocabulary:

@@ -17,7 +17,7 @@ from pointcept3m.engines.loader import check_labels, to_device
 from pointcept3m.engines.open_vocabulary.ensemble import RULES, ensemble_similarity, similarity
 from pointcept3m.engines.open_vocabulary.scores import Tally, check_rules
 from pointcept3m.engines.open_vocabulary.views import SceneFusion, SceneViews, open_fusion
-from pointcept3m.engines.open_vocabulary.vocabulary import build_vocabulary, configured_labels, is_open
+from pointcept3m.engines.open_vocabulary.vocabulary import build_vocabulary, is_open, labels_of_data
 from pointcept3m.structures.label_sets import LabelSet, named_or_free
 from pointcept3m.utils import comm
 from pointcept3m.utils.files import atomic_write, file_stem
@@ -43,7 +43,8 @@ class OpenVocabularyTester(TesterBase):
     Args:
         feature: "3d", the distilled network's text head; "2d", fused features from files, which need no weight; "2d3d", their
             ensemble by `rule`; "all": all of these, both rules, in one pass.
-        label_set: a name of `structures.label_sets`, or labels (a list, or with commas between them); by default `data.names`.
+        label_set: a name of `structures.label_sets`, or labels (a list, or with commas between them); by default the data set's own
+            classes, or `data.names` where it does not tell them.
         split: a base/novel split of the label set, such as "B15/N4", for mIoU_base, mIoU_novel and hIoU.
         teacher: whose fused features are read, by default the model's text head. feature_root: their folder, by default that of
             `data.test`, or else the scene folders.
@@ -88,11 +89,8 @@ class OpenVocabularyTester(TesterBase):
         self.views, self.augment, self.normalize = repeats if self.kinds != ("2d",) else 1, augment and self.kinds != ("2d",), normalize
         self.absent, self.unseen, self.without_features = absent, unseen, without_features
         self.save_predictions, self.split = save_predictions, split
-        labels = configured_labels(cfg) if label_set is None else label_set if isinstance(label_set, LabelSet) else named_or_free(label_set)
-        if split is not None:
-            labels.base_novel(split)
+        self.asked = None if label_set is None else label_set if isinstance(label_set, LabelSet) else named_or_free(label_set)
         super().__init__(cfg, model, None, verbose)
-        self.vocabulary = build_vocabulary(self.cfg, labels)
         self.teacher = teacher or self._text_head()
         self.feature_root = feature_root or self.test_section.get("feature_root")
         self.ignore_index = self.cfg.data.get("ignore_index", -1)
@@ -124,7 +122,12 @@ class OpenVocabularyTester(TesterBase):
 
     def build_test_loader(self) -> torch.utils.data.DataLoader:
         seed, runtime = self.cfg.seed or 0, runtime_of(self.cfg)
-        views = SceneViews(build_dataset(self.test_section), self.test_section, self.views, self.augment, seed)
+        dataset = build_dataset(self.test_section)
+        labels = labels_of_data(dataset, self.asked, self.cfg)
+        if self.split is not None:
+            labels.base_novel(self.split)
+        self.vocabulary = build_vocabulary(self.cfg, labels)
+        views = SceneViews(dataset, self.test_section, self.views, self.augment, seed)
         ranks = dict(rank=comm.get_rank(), world=comm.get_world_size())
         return build_part_loader(views, self.collate, seed, runtime.num_worker, self.cfg.worker_timeout, **ranks)
 
@@ -230,9 +233,11 @@ class OpenVocabularyTester(TesterBase):
     # scores
 
     def _scores(self, tallies: Mapping[str, list[Tally]]) -> Scores:
+        first = next(iter(tallies.values()))[0]
+        counted = protocol.words_counted(str(self.vocabulary), f"{first.labelled:,} raw points", self.absent, first.absent, len(self.labels))
         protocols = {kind: self._words(kind, each[0]) for kind, each in tallies.items()}
-        self.protocol = "; ".join(protocols.values())
-        if not next(iter(tallies.values()))[0].labelled:
+        self.protocol = f"{counted}; {'; '.join(protocols.values())}"
+        if not first.labelled:
             self.logger.warning("test: data.test has no labels, so nothing is scored")
             return {}, {}
         totals: dict[str, float] = {}
@@ -250,17 +255,15 @@ class OpenVocabularyTester(TesterBase):
                 per_class[name] |= {f"{kind}_iou": one, f"{kind}_acc": other}
             line = "  ".join(f"{name} {scores[name]:.4f}" for name in SHOWN if name in scores)
             self.logger.info(f"test: {kind}: {line}  ({protocols[kind]})")
+        self.logger.info(f"test: {counted}")
         if self.is_main:
             self._record(tallies)
         return totals, per_class
 
     def _words(self, kind: str, tally: Tally) -> str:
-        scored = f"{tally.labelled:,} raw points" + ("" if kind == "2d" else ", each with the features of its voxel")
-        extra = "" if kind != "2d3d_mean" or self.normalize else ", of the lengths that they happen to have"
         missed = tally.missed / max(tally.labelled, 1)
-        return protocol.open_vocabulary_protocol(
-            kind, str(self.vocabulary), self.views, self.augment, scored, self.unseen, missed, self.absent, (tally.absent, len(self.labels)), extra
-        )
+        lengths = "" if kind != "2d3d_mean" or self.normalize else ", of the lengths that they happen to have"
+        return protocol.open_vocabulary_kind(kind, self.views, self.augment, self.unseen, missed) + lengths
 
     def _record(self, tallies: Mapping[str, list[Tally]]) -> None:
         """`result/confusion.json`: the counts of each kind; `confusion` is that of the first."""
