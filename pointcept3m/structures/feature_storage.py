@@ -16,12 +16,12 @@ STORAGES = ("pca", "int8", "float16")
 LARGEST_HALF = 65504.0
 CHUNK = 8192  # rows worked on at once
 FIT_ROWS = 20_000  # rows that the PCA is fitted to, evenly spaced over the points
-MIN_COMPONENTS = 32
+MIN_COMPONENTS = 64
 Encoding = dict[str, NDArray]
 
 
 def default_components(dim: int) -> int:
-    """3/16 of `dim`, at least 32 (or all): with the basis less than a tenth of float16's bytes for 512 channels and up."""
+    """3/16 of `dim`, at least 64 (or all): with the basis less than a tenth of float16's bytes for 512 channels and up."""
     return min(dim, max(MIN_COMPONENTS, -(-3 * dim // 16)))
 
 

@@ -33,12 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--download", action="store_true", help="fetch weights that are not given from their hub")
     add("--feature-root", type=Path, help="where features go (default: features/ in each scene folder)")
     add("--storage", default="pca", choices=["pca", "int8", "float16"], help="how values are stored (pca)")
-    add("--components", type=int, help="of the PCA (3/16 of the channels, at least 32)")
+    add("--components", type=int, help="of the PCA (3/16 of the channels, at least 64)")
     add("--every", type=int, default=1, help="every n-th frame (1)")
     add("--frames-per-scene", type=int, default=0, help="at most this many of those, evenly spaced; 0: all (0)")
     add("--holdout", type=int, default=0, help="leave every n-th frame out, as training on views does; 0: none (0)")
-    add("--dataset", help="whose depth test to use: scannet, matterport, replica, rooms (guessed from --data-root)")
+    add("--dataset", help="whose depth test to use: scannet, matterport, replica, nuscenes, rooms (guessed from --data-root)")
     add("--tolerance", type=float, help="a point is visible where |depth - z| <= TOLERANCE * depth (by data set)")
+    add("--no-depth", action="store_true", help="frames have no depth: all that lies before a camera is visible (nuscenes)")
     add("--depth-side", type=int, help="longer side in pixels at which depth is tested (by data set; smaller frames as they are)")
     add("--border", type=int, help="pixels at the border that do not count, at that size (10)")
     add("--color-side", type=int, default=640, help="longer side of the pictures that teachers get (640)")
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         side=defaults.side if args.depth_side is None else args.depth_side,
         border=defaults.border if args.border is None else args.border,
         every=args.every, frames_per_scene=args.frames_per_scene, holdout=args.holdout, color_side=args.color_side,
-        sampling=args.sampling, skip_bad_frames=args.skip_bad_frames,
+        sampling=args.sampling, depth=defaults.depth and not args.no_depth, skip_bad_frames=args.skip_bad_frames,
     )  # fmt: skip
     device = fusion.choose_device(args.device)
     job = fusion.Job(
@@ -77,10 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         logger = get_root_logger()
         folders = fusion.find_scenes(args.data_root, args.split, args.scenes)
-        logger.info(
-            "%d scenes, teachers %s, on %s; depth test of %s (--dataset): tolerance %g, at %d pixels, border %d",
-            len(folders), ", ".join(job.teachers), device, name, settings.tolerance, settings.side, settings.border,
-        )  # fmt: skip
+        test = f"tolerance {settings.tolerance:g}" if settings.depth else "no depth"
+        logger.info("%d scenes, teachers %s, on %s", len(folders), ", ".join(job.teachers), device)
+        logger.info("depth test of %s (--dataset): %s, at %d pixels, border %d", name, test, settings.side, settings.border)
         reports = fusion.fuse_scenes(folders, job, args.workers)
         if comm.is_main_process():
             print(fusion.summary(reports))

@@ -124,7 +124,7 @@ def _record(teacher: Teacher, views: Views, settings: ViewSettings, output: Outp
     """What makes a file: two with the same record are the same file."""
     return {
         "fingerprint": teacher.fingerprint, "frames": len(views.names), "views": views.digest, "size": list(views.size),
-        "color_size": list(views.color_size), "border": views.border, "tolerance": settings.tolerance,
+        "color_size": list(views.color_size), "border": views.border, "tolerance": settings.tolerance if settings.depth else None,
         "sampling": settings.sampling, "wanted_storage": output.storage, "wanted_components": output.components,
     }  # fmt: skip
 
@@ -170,7 +170,8 @@ def fuse_command(scene: Scene, teacher: str, settings: ViewSettings, output: Out
         words += ["--feature-root", str(output.root)]
     if scene.frames_root != scene.root:
         words += ["--frames-root", str(scene.frames_root.parent)]
-    words += ["--tolerance", f"{settings.tolerance:g}", "--depth-side", str(settings.side), "--border", str(settings.border)]
+    words += ["--tolerance", f"{settings.tolerance:g}"] if settings.depth else ["--no-depth"]
+    words += ["--depth-side", str(settings.side), "--border", str(settings.border)]
     defaults = ViewSettings()
     for flag, key in (("--every", "every"), ("--frames-per-scene", "frames_per_scene"), ("--holdout", "holdout")):
         if getattr(settings, key) != getattr(defaults, key):
@@ -191,7 +192,7 @@ def _accumulate(
     for rows, frames in zip(batches, _read_ahead(scene, views, batches), strict=True):
         images = torch.from_numpy(np.stack([frame.rgb for frame in frames])).movedim(-1, 1).contiguous().to(device)
         names = [frame.name for frame in frames]
-        cameras = [array[rows].to(device) for array in (views.intrinsic, views.extrinsic, views.depth)]
+        cameras = [None if array is None else array[rows].to(device) for array in (views.intrinsic, views.extrinsic, views.depth)]
         for name, teacher in teachers.items():
             maps = teacher(images, names)
             if not torch.isfinite(maps).all():

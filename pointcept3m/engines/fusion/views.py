@@ -19,19 +19,25 @@ UNITS = {1.0: "metres as whole numbers", 100.0: "centimetres", 4000.0: "Matterpo
 
 @dataclass(frozen=True)
 class DatasetDefaults:
-    """How a data set's frames are tested: relative depth tolerance, pixels of the longer side, pixels of border there."""
+    """How a data set's frames are tested: relative depth tolerance, pixels of the longer side, pixels of border there.
+
+    depth: whether its frames have depth.
+    """
 
     tolerance: float
     side: int
     border: int = 10
+    depth: bool = True
 
 
-# ScanNet, Matterport3D and Replica as OpenScene fuses them. Rooms: see docs/features.md for the measurement.
+# As OpenScene fuses them. Rooms: below 0.02 points are lost, above it more of them take the label of something else
+# (docs/features.md has the table).
 DATASETS = {
     "scannet": DatasetDefaults(0.25, 320),
     "matterport": DatasetDefaults(0.02, 640),
     "replica": DatasetDefaults(0.25, 640),
-    "rooms": DatasetDefaults(0.05, 320),
+    "nuscenes": DatasetDefaults(0.25, 800, 5, depth=False),
+    "rooms": DatasetDefaults(0.02, 320),
 }
 
 
@@ -43,7 +49,8 @@ class ViewSettings:
     is left out (`structures.heldout`). tolerance: relative, |depth - z| <= tolerance * depth. side: the longer side in
     pixels at which depth is tested, smaller frames as they are. border: pixels there that do not count, in smaller frames
     fewer in proportion. color_side: the longer side of the pictures that teachers get. sampling: of the teachers' maps.
-    skip_bad_frames: leave out frames whose pose is not finite or no rigid motion.
+    depth: test it; without, every point in front of a camera counts as seen. skip_bad_frames: leave out frames whose pose
+    is not finite or no rigid motion.
     """
 
     tolerance: float = 0.25
@@ -54,6 +61,7 @@ class ViewSettings:
     holdout: int = 0
     color_side: int = COLOR_SIDE
     sampling: str = "bilinear"
+    depth: bool = True
     skip_bad_frames: bool = False
 
     def __post_init__(self) -> None:
@@ -70,7 +78,7 @@ class ViewSettings:
 
 @dataclass
 class Views:
-    """V frames of a scene: names, cameras float32 for `size`, depth [V, *size] in metres, and what they show.
+    """V frames of a scene: names, cameras float64 for `size`, depth [V, *size] in metres or None, and what they show.
 
     shown [V, N] bool, point n is visible in view v · color_size (H, W) of the pictures for teachers · digest of names,
     poses and intrinsics · left_out, names of frames with a bad pose.
@@ -82,7 +90,7 @@ class Views:
     border: int
     intrinsic: torch.Tensor
     extrinsic: torch.Tensor
-    depth: torch.Tensor
+    depth: torch.Tensor | None
     digest: str
     left_out: list[str]
     shown: torch.Tensor | None = None
@@ -127,15 +135,23 @@ def read_views(scene: Scene, settings: ViewSettings) -> Views:
     Raises: FileNotFoundError, ValueError where frames, poses or intrinsics are missing or damaged, as `Scene` does.
     """
     names, left_out = choose_frames(scene, settings)
+    if settings.depth and not scene.has_depth:
+        raise FileNotFoundError(
+            f"{scene.frames_root / 'depth'}: no such folder; without depth every point in front of a camera counts as seen, through walls "
+            "too. If that is wanted, as for LiDAR sweeps outdoors, say --no-depth"
+        )
     own = scene.frame_size(names[0])
     size = shrink(own, settings.side)
-    border = round(settings.border * max(size) / settings.side)
-    parts = [scene.depth(name, size) for name in names]
-    intrinsic, extrinsic = (np.stack([part[i] for part in parts]) for i in (1, 2))
+    if settings.depth:
+        parts = [scene.depth(name, size) for name in names]
+        depth, cameras = torch.from_numpy(np.stack([part[0] for part in parts])), [part[1:] for part in parts]
+    else:
+        depth, cameras = None, [scene.camera(name, size) for name in names]
+    intrinsic, extrinsic = (np.stack([camera[i] for camera in cameras]) for i in (0, 1))
     digest = hashlib.sha256(repr(names).encode() + intrinsic.tobytes() + extrinsic.tobytes()).hexdigest()[:16]
     return Views(
-        names, size, shrink(own, settings.color_side), border, torch.from_numpy(intrinsic).float(), torch.from_numpy(extrinsic).float(),
-        torch.from_numpy(np.stack([part[0] for part in parts])), digest, left_out,
+        names, size, shrink(own, settings.color_side), round(settings.border * max(size) / settings.side), torch.from_numpy(intrinsic),
+        torch.from_numpy(extrinsic), depth, digest, left_out,
     )  # fmt: skip
 
 
@@ -147,12 +163,14 @@ def find_visible(scene: Scene, coord: torch.Tensor, views: Views, tolerance: flo
     shown = []
     for start in range(0, len(views.names), CHUNK):
         part = slice(start, start + CHUNK)
+        depth = None if views.depth is None else views.depth[part]
         _, visible = visible_points(
-            coord, views.intrinsic[part], views.extrinsic[part], views.size, views.depth[part], tolerance, views.border
+            coord, views.intrinsic[part], views.extrinsic[part], views.size, depth, tolerance, views.border
         )
         shown.append(visible)
     views.shown = torch.cat(shown)
-    check_units(scene.name, coord, views)
+    if views.depth is not None:
+        check_units(scene.name, coord, views)
 
 
 def check_units(name: str, coord: torch.Tensor, views: Views) -> None:
@@ -163,12 +181,12 @@ def check_units(name: str, coord: torch.Tensor, views: Views) -> None:
         camera, matrix, depth = views.intrinsic[row : row + 1], views.extrinsic[row], views.depth[row]
         pixel, inside = visible_points(coord, camera, matrix[None], views.size, None, 0.25, views.border)
         u, v = pixel[0][inside[0]].long().unbind(dim=1)
-        z = coord[inside[0]] @ matrix[2, :3] + matrix[2, 3]
+        z = coord[inside[0]].double() @ matrix[2, :3] + matrix[2, 3]
         ratio = depth[v.clamp(0, views.size[0] - 1), u.clamp(0, views.size[1] - 1)] / z
         known = ratio > 0
         ratios.append(ratio[known])
         passed += int((views.shown[row][inside[0]] & known).sum())
-    ratios = torch.cat(ratios).double().numpy()
+    ratios = torch.cat(ratios).numpy()
     if len(ratios) < 100 or passed > SUSPECT * len(ratios):
         return
     # points behind what is seen spread below the true ratio; what is seen gathers at it
