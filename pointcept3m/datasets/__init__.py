@@ -4,6 +4,7 @@ from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS, TRANSFORMS, build_dataset
 from pointcept3m.datasets.collate import collate_fn, point_collate_fn
 from pointcept3m.datasets.matterport import MatterportDataset
+from pointcept3m.datasets.nuscenes import NuScenesDataset
 from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
 from pointcept3m.datasets.rooms_dataset import RoomsDataset
 from pointcept3m.datasets.s3dis import S3DISDataset
@@ -14,6 +15,7 @@ __all__ = [
     "DATASETS",
     "TRANSFORMS",
     "MatterportDataset",
+    "NuScenesDataset",
     "PointDataset",
     "RGBDDataset",
     "RGBDFolderDataset",
