@@ -1,4 +1,6 @@
-"""Folders of RGB-D frames: the four kinds, the real sequences, and what is said of bad ones."""
+"""Folders of RGB-D frames: the five kinds, the real sequences, and what is said of bad ones."""
+
+import json
 
 import numpy as np
 import pytest
@@ -76,11 +78,25 @@ def write_sens_info(root):
     return root
 
 
+def write_replica(root, frames=3):
+    """Three frames named like Replica's two thousand, and the camera beside the room's folder."""
+    (root / "results").mkdir(parents=True)
+    for number in range(frames):
+        depth, color = cast(look(number))
+        Image.fromarray(color).save(root / f"results/frame{number:06d}.jpg")
+        Image.fromarray(np.rint(depth * 6553.5).astype(np.uint16)).save(root / f"results/depth{number:06d}.png")
+    (root / "traj.txt").write_text("".join(" ".join(f"{x:.18e}" for x in look(number).flat) + "\n" for number in range(frames)))
+    camera = {"w": SIZE[1], "h": SIZE[0], "fx": 60.0, "fy": 58.0, "cx": 32.0, "cy": 23.0, "scale": 6553.5}
+    (root.parent / "cam_params.json").write_text(json.dumps({"camera": camera}))
+    return root
+
+
 WRITERS = {
     "scannet": lambda root: write_scene(root, frames=3),
     "7scenes": write_7scenes,
     "tum": write_tum,
     "sens_info": write_sens_info,
+    "replica": write_replica,
 }
 
 
@@ -93,7 +109,7 @@ def test_every_kind_reads_the_same_room(tmp_path, kind):
     np.testing.assert_allclose(folder.depth_intrinsic, INTRINSIC, atol=1e-9)
     np.testing.assert_allclose(folder.color_intrinsic, INTRINSIC, atol=1e-9)
     for number, frame in enumerate(folder.frames):
-        angle = number if kind in ("7scenes", "tum") else 2 * np.pi * number / 3
+        angle = number if kind in ("7scenes", "tum", "replica") else 2 * np.pi * number / 3
         np.testing.assert_allclose(frame.pose, look(angle), atol=1e-6)
         depth, color = cast(look(angle))
         got_color, got_depth = folder.read(frame)
@@ -110,6 +126,24 @@ def test_tum_knows_its_cameras_by_the_folder(tmp_path):
     assert open_rgbd(write_tum(tmp_path / "rgbd_dataset_freiburg2_desk")).depth_intrinsic[0, 0] == 520.9
     with pytest.raises(FileNotFoundError, match="--intrinsic fx fy cx cy"):
         open_rgbd(write_tum(tmp_path / "mine"))
+
+
+def test_replica_without_its_camera_file_and_damaged(tmp_path):
+    root = write_replica(tmp_path / "office0")
+    (tmp_path / "cam_params.json").write_text('{"camera": {"fx": 600.0}}')
+    with pytest.raises(ValueError, match=r"cam_params.json: wanted camera: fx, fy, cx, cy, scale as numbers \(KeyError: 'fy'\)"):
+        open_rgbd(root)
+    (tmp_path / "cam_params.json").unlink()
+    folder = open_rgbd(root)
+    np.testing.assert_array_equal(folder.color_intrinsic, [[600, 0, 600], [0, 600, 340], [0, 0, 1]])
+    assert folder.units_per_metre == 6553.5
+    lines = (root / "traj.txt").read_text().splitlines()
+    (root / "traj.txt").write_text("\n".join(lines[:2]))
+    with pytest.raises(ValueError, match="traj.txt has 2 poses, results/ has 3 pictures"):
+        open_rgbd(root)
+    (root / "traj.txt").write_text("\n".join([*lines[:2], lines[2][:40]]))
+    with pytest.raises(ValueError, match="traj.txt: wanted 16 numbers a line"):
+        open_rgbd(root)
 
 
 def test_quaternion_order_is_xyzw():

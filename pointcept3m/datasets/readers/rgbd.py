@@ -4,10 +4,12 @@
     sens_info  color/ depth/ pose/ info/<scene>.txt, the header of a .sens file           (ViewAL's ScanNet sample)
     7scenes    frame-000000.{color,depth,pose}.* and camera-intrinsics.txt                (7-Scenes, tsdf-fusion)
     tum        rgb.txt depth.txt groundtruth.txt, joined by nearest time stamps           (TUM RGB-D)
+    replica    results/{frame,depth}000000.* and traj.txt, ../cam_params.json             (Replica, as NICE-SLAM renders it)
 
 Poses come out camera->world with OpenCV axes, depth in metres, intrinsics for the images as they lie on disk.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +38,8 @@ TUM_INTRINSICS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
+
+REPLICA_CAMERA = {"fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "scale": 6553.5}  # of its 1200 x 680 pictures
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,11 @@ def detect_kind(root: Path) -> str:
         return "scannet" if (root / "intrinsic").is_dir() else "sens_info"
     if next(root.glob("frame-*.pose.txt"), None) is not None:
         return "7scenes"
+    if (root / "traj.txt").is_file() and (root / "results").is_dir():
+        return "replica"
     raise ValueError(
         f"{root}: not a folder of posed RGB-D frames that is known here; wanted color/ depth/ pose/ with intrinsic/ or "
-        f"info/, or frame-*.pose.txt files, or rgb.txt depth.txt groundtruth.txt"
+        f"info/, or frame-*.pose.txt files, or rgb.txt depth.txt groundtruth.txt, or traj.txt and results/"
     )
 
 
@@ -360,9 +366,46 @@ def pose_from_quaternion(translation: list[float], xyzw: list[float]) -> NDArray
     return pose
 
 
+def _open_replica(root: Path, given: _GivenIntrinsic) -> dict:
+    path = root.parent / "cam_params.json"
+    camera = dict(REPLICA_CAMERA)
+    if path.is_file():
+        try:
+            camera = {key: float(value) for key, value in json.loads(path.read_text())["camera"].items()}
+            camera["fx"], camera["fy"], camera["cx"], camera["cy"], camera["scale"]  # noqa: B018 (a KeyError names what is absent)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: wanted camera: fx, fy, cx, cy, scale as numbers ({type(error).__name__}: {error})") from error
+
+    def frames() -> Iterator[FrameRecord]:
+        lines = [line for line in (root / "traj.txt").read_text().splitlines() if line.split()]
+        color = {p.stem.removeprefix("frame"): p for p in (root / "results").glob("frame*") if p.suffix in COLOR_SUFFIXES}
+        if len(lines) != len(color):
+            raise ValueError(f"{root}: traj.txt has {len(lines)} poses, results/ has {len(color)} pictures frame*.jpg; is one cut short?")
+        for line, (name, picture) in zip(lines, sorted(color.items(), key=lambda item: natural_key(item[0])), strict=True):
+            try:
+                pose = np.array([float(word) for word in line.split()]).reshape(4, 4)
+            except ValueError:
+                raise ValueError(f"{root / 'traj.txt'}: wanted 16 numbers a line, got {line[:80]!r}") from None
+            yield FrameRecord(name, picture, root / "results" / f"depth{name}.png", pose)
+
+    # its principal point is (W - 1) / 2: there the centre of the first pixel is at 0
+    own = np.array([[camera["fx"], 0, camera["cx"] + 0.5], [0, camera["fy"], camera["cy"] + 0.5], [0, 0, 1]])
+    intrinsic = given(lambda: check_intrinsic(own, str(path)))
+    return {
+        "frames": frames(),
+        "color_intrinsic": intrinsic,
+        "depth_intrinsic": intrinsic,
+        "units_per_metre": camera["scale"],
+        "invalid": (0,),
+        "up": np.array([0.0, 0.0, 1.0]),
+        "up_source": "Replica's worlds have z up",
+    }
+
+
 KINDS: dict[str, Callable[[Path, _GivenIntrinsic], dict]] = {
     "scannet": _open_scannet,
     "sens_info": _open_sens_info,
     "7scenes": _open_7scenes,
     "tum": _open_tum,
+    "replica": _open_replica,
 }
