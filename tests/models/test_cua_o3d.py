@@ -9,6 +9,7 @@ from torch import nn
 
 from pointcept3m.models import build_model
 from pointcept3m.models.builder import MODELS
+from pointcept3m.models.cua_o3d import model as cua_o3d
 from pointcept3m.models.cua_o3d.uncertainty import build_uncertainty
 
 
@@ -178,6 +179,18 @@ def test_heads_are_run_on_supervised_points_alone():
     model.heads["lseg"].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     model(batch)
     assert seen == [len(batch["target_index"])]
+
+
+def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
+    model, batch = make_model(uncertainty=dict(kind="point")), make_batch()
+    results = []
+    for chunk in (1000, 4):
+        monkeypatch.setattr(cua_o3d, "CHUNK", chunk)
+        model.zero_grad()
+        result = model(batch)
+        result["loss"].backward()
+        results.append([result["loss"].detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*results, strict=True))
 
 
 def test_a_vocabulary_gives_cosines_as_logits():

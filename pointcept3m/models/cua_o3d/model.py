@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pointcept3m.models.builder import MODELS
 from pointcept3m.models.cua_o3d.losses import DISTILLATION_LOSSES, de_mean
@@ -16,6 +17,7 @@ from pointcept3m.models.cua_o3d.uncertainty import build_uncertainty
 from pointcept3m.models.heads.segmentor import features_of
 from pointcept3m.utils.registry import near_names
 
+CHUNK = 8192  # supervised voxels whose head outputs are in memory at a time
 TEMPERATURE = 0.01  # of cosines that become logits; it moves no argmax, only how votes of several views mix
 
 
@@ -108,18 +110,32 @@ class CUAO3D(nn.Module):
         """The losses at the supervised voxels; see `forward`."""
         rows = self._rows(feature, batch)
         chosen, losses = feature[rows], {}
-        for name, head in self.heads.items():
-            target = batch[f"target_{name}"].float()
+        for name in self.teachers:
+            target = batch[f"target_{name}"]
             if target.shape != (len(rows), self.dims[name]):
                 raise ValueError(f"CUA-O3D: target_{name} is {list(target.shape)}, wanted {[len(rows), self.dims[name]]}; "
                                  f"does heads.{name}.dim fit the teacher's feature files?")  # fmt: skip
-            criterion, demean = self.losses[name]
-            losses[name] = criterion(head(chosen).float(), de_mean(target) if demean else target)
+            losses[name] = self._compare(name, chosen, target)
         result = {f"{name}_loss": loss.mean() for name, loss in losses.items()}
         if self.uncertainty is None:
             return {"loss": sum(result.values()), **result}
         total, shown = self.uncertainty(losses, feature, rows, batch["offset"])
         return {"loss": total, **result, **shown}
+
+    def _compare(self, name: str, feature: Tensor, target: Tensor) -> Tensor:
+        """The losses [S] of the head `name` on features [S, C] with targets [S, D]."""
+        criterion, demean = self.losses[name]
+
+        def part(feature: Tensor, target: Tensor) -> Tensor:
+            target = target.float()
+            return criterion(self.heads[name](feature).float(), de_mean(target) if demean else target)
+
+        if len(feature) <= CHUNK:
+            return part(feature, target)
+        # Outputs of a head are computed again in the backward pass, a chunk at a time: 40,000 rows of 4736 channels, their
+        # norms and their gradients would take gigabytes, and the product is small beside the backbone's.
+        parts = zip(feature.split(CHUNK), target.split(CHUNK), strict=True)
+        return torch.cat([checkpoint(part, *each, use_reentrant=False, preserve_rng_state=False) for each in parts])
 
     def _rows(self, feature: Tensor, batch: Mapping[str, Any]) -> Tensor:
         for key in ("target_index", *(f"target_{name}" for name in self.teachers)):
