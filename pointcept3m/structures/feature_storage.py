@@ -115,12 +115,7 @@ def _encode_pca(features: torch.Tensor, norm: torch.Tensor, count: int) -> Encod
     rows = torch.from_numpy(spaced(len(features), FIT_ROWS))
     fitted = list(_unit_rows(features[rows], norm[rows]))
     mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in fitted) / len(rows)).half()
-    covariance = torch.zeros(features.shape[1], features.shape[1])
-    for part in fitted:
-        part = part - mean.float()
-        covariance.addmm_(part.T, part)
-    _, vectors = torch.linalg.eigh(covariance)  # eigenvalues ascend
-    basis = vectors[:, -count:].flip(1).T
+    basis = _directions([part - mean.float() for part in fitted])[:count]
     # LAPACK leaves the sign open
     peak = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     basis = (basis * torch.where(peak < 0, -1.0, 1.0)).half().contiguous()
@@ -130,6 +125,17 @@ def _encode_pca(features: torch.Tensor, norm: torch.Tensor, count: int) -> Encod
     codes = torch.cat([_round(part, scale) for part in scores.split(CHUNK)])
     arrays = {"codes": codes, "norm": norm, "scale": scale, "mean": mean, "basis": basis}
     return {key: value.numpy() for key, value in arrays.items()}
+
+
+def _directions(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The principal directions of centred rows, orthonormal [min(rows, C), C], strongest first."""
+    rows, channels = sum(map(len, parts)), parts[0].shape[1]
+    if rows < channels:
+        return torch.linalg.svd(torch.cat(parts), full_matrices=False).Vh
+    covariance = torch.zeros(channels, channels)
+    for part in parts:
+        covariance.addmm_(part.T, part)
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # eigenvalues ascend
 
 
 def _unit_rows(features: torch.Tensor, norm: torch.Tensor):

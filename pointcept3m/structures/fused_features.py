@@ -1,7 +1,7 @@
 """Features of 2D teachers fused onto a scene's points: one file a scene and teacher, written once, read by point number.
 
 Our file is a safetensors file: `mask`, the visible points as packed bits, the arrays of `feature_storage.encode`, and one
-JSON entry of metadata that says whose features they are, with digests of the points they belong to and of the content.
+JSON entry of metadata that says whose features they are, with digests of the points they belong to and of all it holds.
 OpenScene's and CUA-O3D's `.pt` files are read as they are.
 """
 
@@ -221,6 +221,7 @@ def write_features(
         "dim": features.shape[1], "storage": storage, "cosine": cosine, "coord": coord_digest(coord),
         "content": _content_digest(arrays), "details": dict(details or {}),
     }  # fmt: skip
+    header["digest"] = _header_digest(header)
     from safetensors.numpy import save_file
 
     path = Path(path)
@@ -236,7 +237,14 @@ def coord_digest(coord: NDArray) -> str:
     return hashlib.sha256(f"{coord.shape};".encode() + coord.tobytes()).hexdigest()
 
 
+def _header_digest(header: Mapping[str, Any]) -> str:
+    """sha256 (hex) of all that a header says but this digest."""
+    said = {key: value for key, value in header.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _content_digest(arrays: Mapping[str, NDArray]) -> str:
+    """sha256 (hex) of the arrays."""
     digest = hashlib.sha256()
     for key, value in sorted(arrays.items()):
         digest.update(f"{key} {value.dtype.str} {value.shape};".encode())
@@ -263,6 +271,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a safetensors file, but none of fused features")
     if header["format"] != FORMAT:
         raise ValueError(f"{path}: written in format {header['format']}, this version reads {FORMAT}; fuse the scene again")
+    if header.get("digest") != _header_digest(header):
+        raise ValueError(f"{path}: what the file says of itself does not match its digest: it is damaged; fuse its scene again")
     return header
 
 
@@ -277,12 +287,14 @@ def _open_safetensors(path: Path) -> tuple[NDArray[np.bool_], Encoding, dict[str
     arrays = {}
     for key, entry in table.items():
         first, last = entry["data_offsets"]
+        if entry["dtype"] not in TYPES:
+            raise ValueError(f"{path}: array {key!r} of an unknown type {entry['dtype']}; the file is damaged or of a newer version")
         arrays[key] = content[first:last].view(np.ndarray).view(TYPES[entry["dtype"]]).reshape(entry["shape"])
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns)
     if _checked.get(str(path)) != stamp:
         if _content_digest(arrays) != header["content"]:
-            raise ValueError(f"{path}: the content does not match its digest: the file is damaged; fuse scene {header['scene']!r} again")
+            raise ValueError(f"{path}: the content does not match its digest: the file is damaged; fuse its scene again")
         _checked[str(path)] = stamp
     mask = np.unpackbits(arrays.pop("mask"), count=header["num_points"]).astype(bool)
     # small arrays in memory, in the type they are computed in; those with a row for each point stay in the file
