@@ -83,6 +83,7 @@ def query_main(argv: Sequence[str] | None = None) -> int:
 def _outputs(arguments: Any) -> list[Path]:
     """The files to write: one .ply for each query, one .npy or .npz for all. Raises as `check_output`, ValueError for no query."""
     from pointcept3m.engines.predict.prediction import check_output
+    from pointcept3m.utils.files import near_files
 
     for text in arguments.text:
         if not text.strip():
@@ -90,6 +91,9 @@ def _outputs(arguments: Any) -> list[Path]:
     names = [*arguments.text, *(path.stem for path in arguments.image), *(f"point {point}" for point in arguments.point)]
     if not names:
         raise ValueError("nothing was asked: give a text ('somewhere to sit'), --image FILE or --point INDEX")
+    for path in arguments.image:
+        if not path.is_file():
+            raise FileNotFoundError(f"--image {path}: no such image; {near_files(path)}")
     scene = arguments.scene
     if arguments.out is None:
         arguments.out = Path(f"{scene.resolve().name if scene.is_dir() else scene.stem}.query.ply")

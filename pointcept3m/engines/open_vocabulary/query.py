@@ -140,8 +140,10 @@ def _decode(image: Path | bytes) -> Tensor:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{name}: {picture.width} x {picture.height} pixels, wanted at most {MAX_PIXELS:,} in all")
-            return read_image(np.asarray(picture.convert("RGB")))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot be read as an image ({error})") from error
+            return read_image(np.array(picture.convert("RGB")))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is none that can be read; wanted a PNG or JPEG") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: is damaged or too large ({error})") from error
 
 

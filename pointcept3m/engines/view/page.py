@@ -17,6 +17,8 @@ from pointcept3m.structures.label_sets import named_or_free
 MAX_UPLOAD = 20 << 20  # bytes of an image
 OWN_WORDS = "own words"
 REACH = 0.006  # radians from the ray of a click within which a point counts as hit
+GREEN = (0, 170, 119)
+TYPING = 0.35  # seconds without a key after which a text is asked
 POINT = 1.3  # times the distance between points, the size of one
 FIELD = 0.7  # of the camera's view, radians
 MESSAGE_STYLE = "margin:2px 8px;padding:4px 8px;border-radius:4px;font-size:0.8rem"
@@ -28,10 +30,9 @@ class Page:
     def __init__(self, server: Any, view: SceneView, first_query: str = ""):
         self.server, self.view = server, view
         self.lock = threading.RLock()  # callbacks come from many threads, the scene has one state
-        self.quiet = False  # while the page itself moves a widget
         self._height = view.coord[:, 2] - view.coord[:, 2].min()
         self._heights = self._cuts()
-        self._timer: threading.Timer | None = None
+        self._timers: dict[str, threading.Timer] = {}
         server.scene.world_axes.visible = False
         server.scene.configure_environment_map(None)
         self._place_camera()
@@ -58,10 +59,8 @@ class Page:
         gui.main_panel.dock_right()
         gui.add_html(legend.words("", view.about()))
         with gui.add_folder("ask"):
-            self.form = gui.add_form(None)
-            with self.form:
-                self.text = gui.add_text("query", first_query, hint="Free words; press Enter.")
-                self.submit = gui.add_button("ask")
+            # no form: viser's sends only the latest of what happens within 50 ms, and Enter would swallow the last letters
+            self.text = gui.add_text("query", first_query, hint="Free words, answered as you type.")
             self.upload = gui.add_upload_button("ask by an image", mime_type="image/*", hint="A picture of what you look for.")
             gui.add_html(legend.words("", "Or click a point of the scene, to find what is like it."))
             self.message = gui.add_html("")
@@ -76,30 +75,25 @@ class Page:
             self.size = gui.add_slider("point size", 0.5, 4.0, 0.1, POINT)
         with gui.add_folder("names"):
             self.labels = gui.add_dropdown("label set", (*view.label_sets(), OWN_WORDS), initial_value=view.labels.name)
-            self.own_form = gui.add_form(None)
-            with self.own_form:
-                self.own = gui.add_text("own words", "", hint="Names with commas between them; press Enter.")
+            self.own = gui.add_text("own words", "", hint="Names with commas between them: chair, table, plant")
 
     def _callbacks(self) -> None:
-        self.form.on_submit(self._safely(lambda _: self.ask(self.text.value, self.text.value)))
-        self.submit.on_click(lambda _: self.form.submit())
+        self.text.on_update(lambda _: self._later("query", self._safely(self._asked_by_text), TYPING))
         self.upload.on_upload(self._safely(self._asked_by_image))
         self.server.scene.on_click()(self._safely(self._asked_by_click))
         self.labels.on_update(self._safely(lambda _: None if self.labels.value == OWN_WORDS else self._name_by(self.labels.value)))
-        self.own_form.on_submit(self._safely(lambda _: self._name_by(self.own.value)))
+        self.own.on_update(lambda _: self._later("words", self._safely(self._named_by_own_words), 2 * TYPING))
         self.mode.on_update(self._safely(lambda _: self.show()))
         self.grey.on_update(self._safely(lambda _: self.show()))
-        self.cut.on_update(lambda _: self._later(self._safely(lambda _: self._show_points())))
+        self.cut.on_update(lambda _: self._later("cut", self._safely(lambda _: self._show_points())))
         self.box.on_update(self._safely(lambda _: self._draw_box()))
-        self.threshold.on_update(lambda _: self._later(self._safely(self._cut)))
+        self.threshold.on_update(lambda _: self._later("threshold", self._safely(self._cut)))
         self.size.on_update(self._safely(lambda _: setattr(self.cloud, "point_size", self.size.value * self.view.spacing)))
 
     def _safely(self, function: Callable[[Any], Any]) -> Callable[[Any], None]:
         """The function, one at a time; what goes wrong is said on the page."""
 
         def call(event: Any = None) -> None:
-            if self.quiet:
-                return
             with self.lock:
                 try:
                     function(event)
@@ -108,49 +102,61 @@ class Page:
 
         return call
 
-    def _later(self, function: Callable[[], None], seconds: float = 0.15) -> None:
-        """Calls `function` when no other call came for a moment: a slider sends every position that it is moved through."""
-        if self.quiet:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(seconds, function)
-        self._timer.daemon = True
-        self._timer.start()
+    def _later(self, name: str, function: Callable[[], None], seconds: float = 0.15) -> None:
+        """Calls `function` when nothing called for `name` for a moment: a widget sends all that it goes through."""
+        with self.lock:
+            if name in self._timers:
+                self._timers[name].cancel()
+            self._timers[name] = threading.Timer(seconds, function)
+            self._timers[name].daemon = True
+            self._timers[name].start()
 
     # asking
 
     def ask(self, name: str, asked: Any) -> None:
         """Puts a query to the scene and shows the answer. Raises as `SceneView.ask`."""
-        answer = self.view.ask(name.strip() if isinstance(name, str) else name, asked)
+        answer = self.view.ask(name, asked)
         known = answer.similarity[~np.isnan(answer.similarity)]
-        low, high = round(float(known.min()) - 0.005, 2), round(float(known.max()) + 0.005, 2)
-        self.quiet = True
-        try:
+        low, high = max(-1.0, round(float(known.min()) - 0.005, 2)), min(1.0, round(float(known.max()) + 0.005, 2))
+        with self.server.atomic():
             self.mode.value = SIMILARITY
-            with self.server.atomic():
-                # in this order the value lies inside at every moment
-                self.threshold.min, self.threshold.max = min(low, self.threshold.min), max(high, self.threshold.max)
-                self.threshold.value = round(float(np.clip(answer.threshold, low, high)), 2)
-                self.threshold.min, self.threshold.max, self.threshold.disabled = low, high, False
-        finally:
-            self.quiet = False
+            # in this order the value lies inside at every moment
+            self.threshold.min, self.threshold.max = min(low, self.threshold.min), max(high, self.threshold.max)
+            self.threshold.value = round(float(np.clip(answer.threshold, low, high)), 2)
+            self.threshold.min, self.threshold.max, self.threshold.disabled = low, high, False
         self._say("")
         self.show()
+
+    def _asked_by_text(self, event: Any = None) -> None:
+        text = " ".join(self.text.value.split())
+        if text:
+            self._mark(None)
+            self.ask(text, text)
+        elif self.text.value:
+            self._say("an empty query: type what you look for, such as 'somewhere to sit'")
 
     def _asked_by_image(self, event: Any) -> None:
         file = self.upload.value
         if len(file.content) > MAX_UPLOAD:
             raise ValueError(f"{file.name}: {len(file.content) / 2**20:.0f} MiB, wanted an image of at most {MAX_UPLOAD >> 20}")
-        self.ask(f"image {file.name}", read_image(bytes(file.content)))
+        image = read_image(bytes(file.content))
+        self.text.value = ""
+        self._mark(None)
+        self.ask(f"image {file.name}", image)
 
     def _asked_by_click(self, event: Any) -> None:
         row = self.hit(np.array(event.ray_origin), np.array(event.ray_direction))
         if row is None:
             self._say("no point of the scene there")
             return
-        self.ask(f"point {row}", int(row))
-        self.server.scene.add_icosphere("/asked", radius=3 * self.view.spacing, color=(0, 170, 119), position=tuple(map(float, self.view.sources.scene.coord[row])))
+        self.ask(f"point {row}", row)
+        self.text.value = ""
+        self._mark(row)
+
+    def _mark(self, row: int | None) -> None:
+        """A green ball at the point that was asked for, none for None."""
+        place = (0.0, 0.0, 0.0) if row is None else tuple(map(float, self.view.sources.scene.coord[row]))
+        self.server.scene.add_icosphere("/asked", radius=2.5 * self.view.spacing, color=GREEN, position=place, visible=row is not None)
 
     def hit(self, origin: NDArray, direction: NDArray) -> int | None:
         """The number of the nearest shown point along a ray, or None where it meets none."""
@@ -171,8 +177,14 @@ class Page:
         self._say("")
         self.show()
 
-    def _cut(self, _: Any = None) -> None:
-        if self.view.answer is not None:
+    def _named_by_own_words(self, event: Any = None) -> None:
+        if self.own.value.strip():
+            self._name_by(self.own.value)
+            self.labels.value = OWN_WORDS
+
+    def _cut(self, event: Any = None) -> None:
+        # the page sets the slider too, to what it can show: two digits
+        if self.view.answer is not None and abs(self.threshold.value - self.view.answer.threshold) > 0.0051:
             self.view.set_threshold(float(self.threshold.value))
             self.show()
 
@@ -216,7 +228,7 @@ class Page:
         visible = bool(found is not None and self.box.value)
         edges = box_edges(found.low, found.high) if found is not None else np.zeros((12, 2, 3), np.float32)
         self.server.scene.add_line_segments(
-            "/answer/box", edges, (0, 170, 119), thickness=3.0, thickness_units="screen", visible=visible
+            "/answer/box", edges, GREEN, thickness=3.0, thickness_units="screen", visible=visible
         )
         if found is not None:
             top = (float(found.center[0]), float(found.center[1]), float(found.high[2]))

@@ -127,7 +127,7 @@ class SceneView:
         """HTML that says what the colours mean."""
         if view == SIMILARITY:
             if self.answer is None:
-                return legend.words("no query yet", "Type what you look for and press Enter, pick an image, or click a point.")
+                return legend.words("no query yet", "Type what you look for, pick an image, or click a point.")
             note = f"green tick: the threshold; {NO_FEATURES}" if np.isnan(self.answer.similarity).any() else "green tick: the threshold"
             return legend.color_bar(f"similarity to “{self.answer.name}”", *self.answer.limits, note=note, mark=self.answer.threshold)
         if view == RGB:
