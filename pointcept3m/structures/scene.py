@@ -142,6 +142,11 @@ class Scene:
     # frames
 
     @property
+    def has_frames(self) -> bool:
+        """Whether there is any folder of frames. Regions of Matterport3D in which no picture was taken have none."""
+        return any((self.frames_root / kind).is_dir() for kind in ("color", "depth", "pose"))
+
+    @property
     def has_depth(self) -> bool:
         """Whether frames have depth: whether there is a folder depth/."""
         return (self.frames_root / "depth").is_dir()

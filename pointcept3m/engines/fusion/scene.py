@@ -84,6 +84,9 @@ def fuse_scene(
     start = time.monotonic()
     coord = scene.load("coord")
     report = SceneReport(scene.split, scene.name, len(coord))
+    if not scene.has_frames:
+        report.skipped = f"there are no frames in {scene.frames_root}"
+        return report
     views = read_views(scene, settings)
     report.num_frames, report.left_out = len(views.names), views.left_out
     records = {name: _record(teacher, views, settings, output) for name, teacher in teachers.items()}
