@@ -1,6 +1,6 @@
 """Trains the pocket teachers that the package ships, and writes weights and scores beside each other.
 
-python tools/train_pocket_teachers.py                    # all three, some minutes on two cores
+python tools/train_pocket_teachers.py                    # all four, some minutes on two cores; "sentence" needs pointcept3m[text]
 python tools/train_pocket_teachers.py --kinds text --out /tmp/weights
 """
 

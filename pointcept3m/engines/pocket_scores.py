@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointcept3m.engines.pocket import (
+from pointcept3m.engines.pocket import train_pocket
+from pointcept3m.engines.pocket_common import (
     CATEGORY_NAMES,
     DIMS,
     ROOMS_CLASSES,
@@ -22,18 +23,19 @@ from pointcept3m.engines.pocket import (
     at_stride,
     make_frames,
     normals_of,
-    phrases,
     relabel,
-    train_pocket,
 )
+from pointcept3m.engines.pocket_text import QUERIES, phrases
 from pointcept3m.models.teachers.base import Teacher
 from pointcept3m.models.teachers.pocket import PocketTeacher, read_pocket, write_pocket
+from pointcept3m.models.text.sentence import MINILM
 from pointcept3m.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
 FIRST_SEED = 1_000_000  # no other part of the project draws rooms from here on
 PROBE_ROOMS = 40
+TEXT_ALIGNED = ("text", "sentence")
 
 
 def feature_rows(teacher: Teacher, frames: Frames) -> Tensor:
@@ -140,7 +142,7 @@ def score(teacher: PocketTeacher, train: Frames, val: Frames) -> dict[str, float
     colors = geometry_r2(color_rows(train), train, color_rows(val), val)
     out |= {f"{key}_of_color_and_place": value for key, value in colors.items()}
     out |= channel_statistics(held)
-    if teacher.kind == "text":
+    if teacher.kind in TEXT_ALIGNED:
         out |= text_scores(teacher, held, at_stride(val)[1])
     return {key: round(value, 4) for key, value in out.items()}
 
@@ -155,7 +157,53 @@ def text_scores(teacher: PocketTeacher, features: Tensor, category: Tensor) -> d
     generator = torch.Generator().manual_seed(0)
     asked = [teacher.encode_text(phrases(CATEGORY_NAMES, generator, held_out=True)) for _ in range(8)]
     hits = torch.cat([(text @ words.T).argmax(1) == torch.arange(len(words)) for text in asked])
-    return out | {"unseen_adjective_accuracy": float(hits.float().mean())}
+    out["unseen_adjective_accuracy"] = float(hits.float().mean())
+    queries = query_scores(features, category, teacher.encode_text(list(QUERIES)))
+    ranks = [query["rank"] for query in queries.values()]
+    return out | {
+        "query_AUC": sum(query["AUC"] for query in queries.values()) / len(queries),
+        "query_rank_1": sum(rank == 1 for rank in ranks) / len(ranks), "query_mean_rank": sum(ranks) / len(ranks),
+    }  # fmt: skip
+
+
+def answers(teacher: PocketTeacher, val: Frames) -> dict[str, dict[str, float]]:
+    """`query_scores` of a text-aligned teacher on rooms `val`, rounded."""
+    found = query_scores(feature_rows(teacher, val), at_stride(val)[1], teacher.encode_text(list(QUERIES)))
+    return {query: {key: round(value, 4) for key, value in scores.items()} for query, scores in found.items()}
+
+
+def query_scores(features: Tensor, category: Tensor, text: Tensor) -> dict[str, dict[str, float]]:
+    """How features [F, h, w, dim] answer each of `QUERIES`, embedded as `text` [Q, dim]; queries none shows are left out.
+
+    AUC: how often a cell of a right category is nearer to the query than one of another (0.5 is chance). rank: 1 plus
+    how many wrong categories have a larger mean cosine than the best right one. categories: how many there are to rank.
+    """
+    there = category >= 0
+    cosine, label = features[there] @ text.T, category[there]
+    count = torch.bincount(label, minlength=len(CATEGORY_NAMES)).double()
+    out = {}
+    for column, (query, names) in zip(cosine.T, QUERIES.items(), strict=True):
+        right = torch.zeros(len(CATEGORY_NAMES), dtype=torch.bool)
+        right[[CATEGORY_NAMES.index(name) for name in names]] = True
+        if not (right & (count > 0)).any():
+            continue
+        mean = torch.zeros_like(count).index_add(0, label, column.double()) / count
+        mean[count == 0] = -2
+        best = mean[right].max()
+        out[query] = {
+            "AUC": roc_auc(column, right[label]), "rank": 1 + int((mean[~right] > best).sum()),
+            "categories": int((count > 0).sum()),
+        }  # fmt: skip
+    return out
+
+
+def roc_auc(score: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve of scores [N] for `positive` bool [N]: the Mann-Whitney statistic, ties count half."""
+    values, inverse, ties = score.unique(return_inverse=True, return_counts=True)
+    rank = (ties.cumsum(0) - (ties - 1) / 2).double()[inverse]  # mean rank of equal scores
+    positives = int(positive.sum())
+    negatives = len(score) - positives
+    return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def make_pocket_teachers(
@@ -182,8 +230,10 @@ def make_pocket_teachers(
         seconds = time.perf_counter() - start
         path = out / f"pocket_{kind}.safetensors"
         metadata = {"kind": kind, "dim": str(DIMS[kind])}
-        if kind == "text":
+        if kind in TEXT_ALIGNED:
             metadata["classes"] = json.dumps(CATEGORY_NAMES)
+        if kind == "sentence":
+            metadata["text_model"] = MINILM
         write_pocket(path, weights, metadata)
         teacher = PocketTeacher(kind, weight=path)
         record[kind] = {
@@ -194,6 +244,8 @@ def make_pocket_teachers(
             "bytes": path.stat().st_size, "digest": read_pocket(path, kind)[1]["digest"],
             "scores": score(teacher, fit, val), "scores_split_val": score(teacher, fit, shifted),
         }  # fmt: skip
+        if kind in TEXT_ALIGNED:
+            record[kind]["queries"] = answers(teacher, val)
         logger.info("%s: %s", kind, record[kind]["scores"])
         logger.info("%s, split val: %s", kind, record[kind]["scores_split_val"])
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"

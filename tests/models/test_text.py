@@ -1,6 +1,7 @@
 """Text encoders: unit vectors, the spaces they say they are in, and what they refuse."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pointcept3m.models.builder import TEXT_ENCODERS
 from pointcept3m.models.teachers import PocketTeacher
+from pointcept3m.models.teachers.pocket import read_pocket
 from pointcept3m.models.text import OpenClipTextEncoder, PocketTextEncoder, SentenceEncoder, embed_labels
 from pointcept3m.models.text.open_clip import prepare_images
 
@@ -185,6 +187,32 @@ def test_a_missing_extra_is_one_sentence(package, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install pointcept3m\[text\]") as raised:
         SentenceEncoder()
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_teacher_of_this_space(minilm):
+    teacher = PocketTeacher("sentence")
+    assert teacher.dim == minilm.dim and "chair" in teacher.classes
+    texts = ["somewhere to sit", "a bed in a scene"]
+    assert torch.equal(teacher.encode_text(texts), minilm(texts))
+    images = torch.rand(2, 3, 60, 80)
+    maps = teacher(images)
+    assert maps.shape == (2, 384, 30, 40) and torch.allclose(maps.norm(dim=1), torch.ones(2, 30, 40), atol=1e-5)
+    assert torch.allclose(minilm.encode_image(images), F.normalize(maps.flatten(2).mean(2), dim=1), atol=1e-5)
+
+
+def test_its_images_need_no_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    weights = Path(sys.modules[PocketTeacher.__module__].__file__).parent / "weights"
+    teacher = PocketTeacher("sentence")
+    assert teacher(torch.rand(1, 3, 24, 32)).shape == (1, 384, 30, 40)
+    assert (weights / "pocket_sentence.safetensors").stat().st_size < 800_000
+    record = json.loads((weights / "pocket.json").read_text())
+    assert record["sentence"]["digest"] == read_pocket(weights / "pocket_sentence.safetensors", "sentence")[1]["digest"]
+    scores = record["sentence"]["scores"]
+    assert scores["probe_mIoU"] > scores["probe_mIoU_of_color_and_place"] + 0.2
+    assert scores["query_AUC"] > 0.8 and record["text"]["scores"]["query_AUC"] < 0.5
+    with pytest.raises(ImportError, match=r"pip install pointcept3m\[text\]"):
+        teacher.encode_text(["chair"])
 
 
 # ------------------------------------------------------------------------------------------------------- open_clip

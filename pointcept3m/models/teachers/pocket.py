@@ -1,4 +1,4 @@
-"""Pocket teachers: three small ConvNets, shipped with the package, that stand in for LSeg, DINOv2 and Stable Diffusion.
+"""Pocket teachers: small ConvNets, shipped with the package, that stand in for LSeg, DINOv2 and Stable Diffusion.
 
 They were trained on generated rooms (`tools/train_pocket_teachers.py`, scores in `weights/pocket.json`), so that
 every method here runs end to end on a machine without downloads. They are test bed and demo, no substitute for the
@@ -26,7 +26,7 @@ from pointcept3m.utils.registry import near_names
 WEIGHTS = Path(__file__).parent / "weights"
 # What is done to the last layer's output: LSeg's pixels are unit vectors, DINOv2's tokens pass a LayerNorm, Stable
 # Diffusion's activations come as they are.
-OUTPUTS = {"text": "unit", "geometric": "layer_norm", "diffusion": "raw"}
+OUTPUTS = {"text": "unit", "sentence": "unit", "geometric": "layer_norm", "diffusion": "raw"}
 PIXELS = 160  # longer side of the images they were trained on
 
 
@@ -167,7 +167,8 @@ def split_words(text: str) -> list[str]:
 class PocketTeacher(Teacher):
     """One of the shipped teachers; features float32 [V, dim, h, w] at a stride of 4 pixels of the resized image.
 
-    name: "text" (unit vectors aligned with `encode_text`, as LSeg's), "geometric" (trained on depth, normals and
+    name: "text" (unit vectors aligned with `encode_text`, as LSeg's), "sentence" (the same in the space of a real
+        sentence encoder, all-MiniLM-L6-v2, which only `encode_text` needs: the extra `text`), "geometric" (trained on depth, normals and
         correspondence without class labels, as DINOv2 is without labels), or "diffusion" (a denoiser's activations
         with channels of very unequal size, as Stable Diffusion's are).
     image_size: the longer side by default 160 pixels, on which they were trained; 480 x 640 gives 30 x 40 features,
@@ -194,6 +195,7 @@ class PocketTeacher(Teacher):
         weights, metadata = read_pocket(weight or WEIGHTS / f"pocket_{name}.safetensors", name)
         self.dim = int(metadata["dim"])
         self.classes: list[str] = json.loads(metadata.get("classes", "[]"))
+        self.text_model: str | None = metadata.get("text_model")  # of "sentence"
         text = {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
         network = nn.ModuleDict({"image": PocketNet(self.dim)})
         if text:
@@ -210,17 +212,28 @@ class PocketTeacher(Teacher):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors float32 [K, dim] of free text, in the space of the features of "text".
+        """Unit vectors float32 [K, dim] of free text, in the space of the features of "text" or "sentence".
 
-        Raises: ValueError for a teacher without a text encoder, or a text without a word.
+        Raises: ValueError for a teacher without a text encoder, or a text without a word; ImportError where
+        "sentence" lacks its sentence encoder.
         """
+        if self.kind == "sentence":
+            return self._sentences(texts).to(next(self.network.parameters()).device)
         if "text" not in self.network:
-            raise ValueError(f"the pocket teacher {self.kind!r} has no text encoder; use name='text'")
+            raise ValueError(f"the pocket teacher {self.kind!r} has no text encoder; use name='text' or 'sentence'")
         if isinstance(texts, str):
             raise TypeError(f"encode_text wants a list of strings, got the string {texts!r}")
         if not len(texts):
             return torch.zeros(0, self.dim, device=self.network["text"].table.weight.device)
         return self.network["text"](texts)
+
+
+    def _sentences(self, texts: Sequence[str]) -> torch.Tensor:
+        from pointcept3m.models.text.sentence import SentenceEncoder
+
+        if "_encoder" not in self.__dict__:
+            self.__dict__["_encoder"] = SentenceEncoder(self.text_model)
+        return self.__dict__["_encoder"](texts)
 
 
 def finish(maps: torch.Tensor, kind: str) -> torch.Tensor:
