@@ -2,8 +2,9 @@
 
 from pointcept3m.models.teachers.base import Teacher
 from pointcept3m.models.teachers.cache import FeatureCache
+from pointcept3m.models.teachers.lseg import LSegTeacher
 from pointcept3m.models.teachers.open_clip import OpenClipTeacher
 from pointcept3m.models.teachers.pocket import PocketTeacher
 from pointcept3m.models.teachers.timm import TimmTeacher
 
-__all__ = ["FeatureCache", "OpenClipTeacher", "PocketTeacher", "Teacher", "TimmTeacher"]
+__all__ = ["FeatureCache", "LSegTeacher", "OpenClipTeacher", "PocketTeacher", "Teacher", "TimmTeacher"]
