@@ -53,7 +53,7 @@ inline void measure_block(Block& block) {
   }
 }
 
-// Whether some point of the box can lie on the side of a plane where `plane . (x, 1)` is positive, rounding allowed for.
+// Whether some point of the box can lie where `plane . (x, 1)` is positive, rounding allowed for.
 inline bool reaches(const Block& block, const double* plane) {
   double value = plane[3], size = std::abs(plane[3]), reach = 0;
   for (int d = 0; d < 3; ++d) {

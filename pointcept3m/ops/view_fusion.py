@@ -192,9 +192,15 @@ def _check_cameras(op: str, intrinsic: Tensor, extrinsic: Tensor) -> None:
 # The ops. matrix: float64 [V, 3, 4], whose rows give u z, v z and z of a point; maps: [V, h, w, C].
 
 
+def _check_depth(matrix: Tensor, height: int, width: int, depth: Tensor | None) -> None:
+    if depth is not None and depth.shape != (len(matrix), height, width):
+        raise ValueError(f"depth must be [V, height, width], {(len(matrix), height, width)}, got {tuple(depth.shape)}")
+
+
 def _visible_twin(
     coord: Tensor, matrix: Tensor, height: int, width: int, depth: Tensor | None, tolerance: float, border: int
 ) -> tuple[Tensor, Tensor]:
+    _check_depth(matrix, height, width, depth)
     shape = (len(matrix), len(coord))
     pixel, visible = coord.new_empty(*shape, 2), coord.new_empty(shape, dtype=torch.bool)
     x, y, z = coord.double().unbind(dim=1)
@@ -231,6 +237,9 @@ def _fuse_twin(
     border: int,
     bilinear: bool,
 ) -> None:
+    if total.shape != (len(coord), maps.size(3)) or count.shape != coord.shape[:1] or len(maps) != len(matrix):
+        raise ValueError("fuse_views: total must be [N, C], count [N], coord [N, 3], maps [V, h, w, C], matrix [V, 3, 4]")
+    _check_depth(matrix, height, width, depth)
     h, w = maps.shape[1:3]
     for view in range(len(matrix)):
         one = slice(view, view + 1)
