@@ -37,6 +37,7 @@ OPTIONAL = {
     "umap": ("pip install umap-learn", "pointcept3m visualize --color umap"),
     "timm": ("pip install timm", "RADIO, DINOv2 and DINOv3 as teachers"),
     "open_clip": ("pip install open-clip-torch", "dense CLIP as teacher"),
+    "viser": ("pip install 'pointcept3m[view]'", "pointcept3m view: a page where a scene is asked in free text"),
     "spconv": ("pip install spconv", 'backend="spconv" (NVIDIA GPU)'),  # which of its packages: `spconv_command`
     "gsplat": ("pip install gsplat", 'backend="gsplat" (NVIDIA GPU and its toolkit)'),
     "torch_scatter": ("pip install --no-build-isolation torch-scatter", "compared with ours in the tests"),

@@ -74,14 +74,16 @@ class Page:
             self.cut = gui.add_slider("cut at", *self._heights, hint="Metres above the lowest point from which nothing is shown; it starts below the ceiling.")
             self.size = gui.add_slider("point size", 0.5, 4.0, 0.1, POINT)
         with gui.add_folder("names"):
-            self.labels = gui.add_dropdown("label set", (*view.label_sets(), OWN_WORDS), initial_value=view.labels.name)
-            self.own = gui.add_text("own words", "", hint="Names with commas between them: chair, table, plant")
+            known = view.label_sets()
+            named = view.labels == known.get(view.labels.name)
+            self.labels = gui.add_dropdown("label set", (*known, OWN_WORDS), initial_value=view.labels.name if named else OWN_WORDS)
+            self.own = gui.add_text("own words", "" if named else ", ".join(view.labels.names), hint="Names with commas between them: chair, table, plant")
 
     def _callbacks(self) -> None:
         self.text.on_update(lambda _: self._later("query", self._safely(self._asked_by_text), TYPING))
         self.upload.on_upload(self._safely(self._asked_by_image))
         self.server.scene.on_click()(self._safely(self._asked_by_click))
-        self.labels.on_update(self._safely(lambda _: None if self.labels.value == OWN_WORDS else self._name_by(self.labels.value)))
+        self.labels.on_update(self._safely(lambda _: self._name_by(self.labels.value)))
         self.own.on_update(lambda _: self._later("words", self._safely(self._named_by_own_words), 2 * TYPING))
         self.mode.on_update(self._safely(lambda _: self.show()))
         self.grey.on_update(self._safely(lambda _: self.show()))
@@ -172,15 +174,19 @@ class Page:
         front = near[depth[near] < depth[near].min() + 4 * self.view.spacing]
         return int(self.view.rows[np.flatnonzero(shown)[front[beside[front].argmin()]]])
 
-    def _name_by(self, labels: str) -> None:
-        self.view.set_labels(named_or_free(labels))
+    def _name_by(self, name: str) -> None:
+        known = self.view.label_sets()
+        if name == OWN_WORDS:
+            if not self.own.value.strip():
+                return
+            name = self.own.value
+        self.view.set_labels(known[name] if name in known else named_or_free(name))
         self._say("")
         self.show()
 
     def _named_by_own_words(self, event: Any = None) -> None:
-        if self.own.value.strip():
-            self._name_by(self.own.value)
-            self.labels.value = OWN_WORDS
+        self._name_by(OWN_WORDS)
+        self.labels.value = OWN_WORDS
 
     def _cut(self, event: Any = None) -> None:
         # the page sets the slider too, to what it can show: two digits

@@ -76,9 +76,10 @@ class SceneView:
         found = self.sources.embedding.sigma.get(model.head) if model else None
         return found if isinstance(found, np.ndarray) else None
 
-    def label_sets(self) -> list[str]:
-        """Names of the label sets to choose from, the scene's own first."""
-        return list(dict.fromkeys([self.sources.labels().name, *LABEL_SETS]))
+    def label_sets(self) -> dict[str, LabelSet]:
+        """The label sets to choose from by their names, that of the weight's classes first."""
+        own = self.sources.labels()
+        return {own.name: own, **LABEL_SETS}
 
     def set_labels(self, labels: LabelSet) -> None:
         """Names things by `labels` from now on, the best region of the last answer too."""
