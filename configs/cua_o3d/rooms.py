@@ -10,6 +10,7 @@ The variables below make the rows of the paper's tables, e.g. `--options teacher
 
 _base_ = ["../_base_/rooms.py", "../_base_/rooms_minkunet.py"]
 
+batch_size = 1  # more and smaller steps: 384 of one room gave twice the mIoU of 192 of two
 epoch = 24
 eval_epoch = 4
 
