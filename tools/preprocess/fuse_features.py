@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-depth", action="store_true", help="frames have no depth: all that lies before a camera is visible (nuscenes)")
     add("--depth-side", type=int, help="longer side in pixels at which depth is tested (by data set; smaller frames as they are)")
     add("--border", type=int, help="pixels at the border that do not count, at that size (10)")
-    add("--color-side", type=int, default=640, help="longer side of the pictures that teachers get (640)")
+    add("--color-side", type=int, help="longer side of the pictures that teachers get (640, or --depth-side if that is more)")
     add("--sampling", default="bilinear", choices=["bilinear", "nearest"], help="of the teachers' maps (bilinear)")
     add("--skip-bad-frames", action="store_true", help="leave out frames whose pose is not finite")
     add("--skip-broken", action="store_true", help="go on past scenes that cannot be fused, and list them at the end")
@@ -65,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tolerance=defaults.tolerance if args.tolerance is None else args.tolerance,
         side=defaults.side if args.depth_side is None else args.depth_side,
         border=defaults.border if args.border is None else args.border,
-        every=args.every, frames_per_scene=args.frames_per_scene, holdout=args.holdout, color_side=args.color_side,
+        every=args.every, frames_per_scene=args.frames_per_scene, holdout=args.holdout,
+        color_side=args.color_side or max(640, args.depth_side or defaults.side),
         sampling=args.sampling, depth=defaults.depth and not args.no_depth, skip_bad_frames=args.skip_bad_frames,
     )  # fmt: skip
     device = fusion.choose_device(args.device)
     job = fusion.Job(
-        teachers=fusion.teacher_configs(args.teacher, args.weight, args.download), settings=settings, frames_root=args.frames_root,
+        teachers=fusion.teacher_configs(args.teacher, args.weight, args.download, name), settings=settings, frames_root=args.frames_root,
         output=fusion.Output(args.feature_root, args.storage, args.components, args.overwrite), batch=args.batch, device=device,
         skip_broken=args.skip_broken,
     )  # fmt: skip

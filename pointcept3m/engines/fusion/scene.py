@@ -104,7 +104,7 @@ def fuse_scene(
         totals, count = _accumulate(scene, missing, views, points[torch.from_numpy(mask)], settings, batch, device, progress)
         report.views_per_point = float(count.double().mean())
         for name in missing:
-            features = (totals.pop(name) / count[:, None]).cpu()
+            features = totals.pop(name).div_(count[:, None]).cpu()
             details = {**records[name], "views_per_point": report.views_per_point}
             path = feature_path(scene.root, name, output.root)
             try:

@@ -23,32 +23,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     "diffusion": dict(type="PocketTeacher", name="diffusion"),
     "lseg": dict(type="LSegTeacher"),
     "dinov2": dict(type="TimmTeacher", model_name="vit_large_patch14_dinov2", image_size=322),
-    "sd": dict(type="DiffusionTeacher"),
+    "sd": dict(type="DiffusionTeacher", image_size=640),
     "radio": dict(type="TimmTeacher", model_name="radio_v2.5-l", image_size=320),
     "siglip": dict(type="TimmTeacher", model_name="vit_base_patch16_siglip_512", image_size=512),
     "clip": dict(type="OpenClipTeacher", model_name="ViT-B-16-quickgelu", image_size=448),
 }
 DOWNLOAD: dict[str, dict[str, Any]] = {
     "dinov2": dict(pretrained=True),
+    "sd": dict(pretrained=True),
     "radio": dict(pretrained=True),
     "siglip": dict(pretrained=True),
     "clip": dict(pretrained="openai"),
 }
+# LSeg is given larger pictures of some data sets, on which its scores depend (openscene#8).
+BY_DATASET: dict[str, dict[str, dict[str, Any]]] = {"matterport": {"lseg": dict(image_size=1280)}, "nuscenes": {"lseg": dict(image_size=1600)}}
 
 
-def teacher_configs(words: Sequence[str], weights: Sequence[str] = (), download: bool = False) -> dict[str, dict[str, Any]]:
+def teacher_configs(
+    words: Sequence[str], weights: Sequence[str] = (), download: bool = False, dataset: str = "scannet"
+) -> dict[str, dict[str, Any]]:
     """{name: config} of the teachers that `words` name, in their order.
 
     words: each a preset ("lseg"), NAME=PRESET, NAME=dict(type=...), dict(type=...) (named after its model), or a `.py`
         file with one or more `name = dict(type=...)`, which is read as data and not run.
     weights: "NAME=PATH", the weight file of a teacher.
     download: presets without a weight file fetch theirs from the hub.
+    dataset: presets have the picture sizes for it.
 
     Raises: KeyError, ValueError, FileNotFoundError for a word that names none, a name given twice, or a weight of none.
     """
     found: dict[str, dict[str, Any]] = {}
     for word in words:
-        for name, config in _named(word).items():
+        for name, config in _named(word, BY_DATASET.get(dataset, {})).items():
             if name in found:
                 raise ValueError(f"two teachers are called {name!r}; name one of them: --teacher other={word}")
             if not re.fullmatch(r"[\w.-]+", name):
@@ -68,18 +74,16 @@ def teacher_configs(words: Sequence[str], weights: Sequence[str] = (), download:
     return found
 
 
-def _named(word: str) -> dict[str, dict[str, Any]]:
-    """The teachers of one word."""
+def _named(word: str, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The teachers of one word; `sizes` holds what presets have in place of their own."""
     name, equals, rest = ("", "", word) if word.startswith("dict(") else word.partition("=")
-    if equals and rest in PRESETS:
-        return {name: PRESETS[rest]}
+    if word in PRESETS or (equals and rest in PRESETS):
+        return {name: {**PRESETS[rest or word], **sizes.get(rest or word, {})}}
     if equals or word.startswith("dict("):
         config = Config.fromtext(f"teacher = {rest}", f"--teacher {word}").get("teacher")
         _check_config(config, f"--teacher {word}")
         own = config.get("name") or config.get("model_name") or config["type"]
         return {name or str(own).replace("/", "_"): config.to_dict()}
-    if word in PRESETS:
-        return {word: PRESETS[word]}
     path = Path(word)
     if path.suffix != ".py":
         raise KeyError(f"no teacher is called {word!r}; {near_names(word, PRESETS)} Or give dict(type=...), or a .py file of such")

@@ -14,7 +14,7 @@ from pointcept3m.structures.scene import Scene, heldout
 COLOR_SIDE = 640  # pixels of the longer side of the pictures that teachers get; they resize them as they are made for
 CHUNK = 8  # views projected at once
 SUSPECT = 0.2  # below this share of points that pass the depth test its unit is looked into
-UNITS = {1.0: "metres as whole numbers", 100.0: "centimetres", 4000.0: "Matterport3D's", 5000.0: "TUM's", 6553.5: "Replica's", 1e4: "tenths of millimetres"}
+UNITS = {1.0: "metres", 100.0: "centimetres", 4000.0: "Matterport3D's", 5000.0: "TUM's", 6553.5: "Replica's", 1e4: "tenths of millimetres", 1e6: "micrometres"}
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,10 @@ def check_units(name: str, coord: torch.Tensor, views: Views) -> None:
     scale = float(np.exp(np.median(near[(near >= edges[max(peak - 1, 0)]) & (near < edges[min(peak + 2, len(edges) - 1)])])))
     if 0.8 < scale < 1.25:
         return
-    units = min(UNITS, key=lambda unit: abs(np.log(1000 * scale / unit)))
-    like = f", as {UNITS[units]} have" if abs(np.log(1000 * scale / units)) < 0.15 and units >= 1000 else ""
-    if abs(np.log(1000 * scale / units)) < 0.15 and units < 1000:
-        like = f" (that is {UNITS[units]}), or the points and poses are not in metres"
+    unit = min(UNITS, key=lambda known: abs(np.log(1000 * scale / known)))
+    unit, like = (unit, f" ({UNITS[unit]})") if abs(np.log(1000 * scale / unit)) < 0.1 else (1000 * scale, "")
     raise ValueError(
-        f"scene {name!r}: of {len(ratios)} points inside {len(rows)} views only {passed} agree with the depth there, which is {scale:.3g} "
-        f"times their distance: the depth pictures seem to have {1000 * scale:.4g} units a metre{like}, where a scene folder wants 1000 "
-        "(millimetres); write them anew, for a folder of frames with `tools/preprocess/rgbd.py --depth-units`"
+        f"scene {name!r}: of {len(ratios)} points inside {len(rows)} views only {passed} agree with the depth there, which is {scale:.2g} "
+        f"times their distance. The depth pictures seem to have {unit:.5g} units a metre{like} where a scene folder wants 1000 (millimetres): "
+        "write them anew, for a folder of frames with `tools/preprocess/rgbd.py --depth-units`. Or coord and poses are not in metres"
     )
