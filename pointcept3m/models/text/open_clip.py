@@ -9,7 +9,13 @@ import torch.nn.functional as F
 
 from pointcept3m.models.builder import TEXT_ENCODERS
 from pointcept3m.models.teachers.base import choose_source, load_exactly, read_weights
-from pointcept3m.models.teachers.open_clip import check_quick_gelu, how_to_get, import_open_clip, preprocess_of
+from pointcept3m.models.teachers.open_clip import (
+    check_quick_gelu,
+    how_to_get,
+    import_open_clip,
+    open_tokenizer,
+    preprocess_of,
+)
 from pointcept3m.models.text.base import TextEncoder
 from pointcept3m.utils.registry import near_names
 
@@ -56,7 +62,7 @@ class OpenClipTextEncoder(TextEncoder):
             )
         self.dim, self.name = int(config["embed_dim"]), "_".join(filter(None, ["open_clip", model_name, pretrained]))
         self.context_length = int(text.get("context_length", 77))
-        self.tokenizer = self._tokenizer(open_clip, text, tokenizer)
+        self.tokenizer = open_tokenizer(model_name, text, tokenizer, online=bool(pretrained))
         tower = open_clip.model._build_text_tower(self.dim, text, config.get("quick_gelu", False))
         if weight or pretrained:
             self.weight = weight or self._download(open_clip)
@@ -73,26 +79,6 @@ class OpenClipTextEncoder(TextEncoder):
             raise RuntimeError(
                 f"could not download {self.model_name!r} {self.pretrained!r} ({error}). {self._how}"
             ) from error
-
-    def _tokenizer(self, open_clip: Any, text: dict, folder: str | Path | None) -> Any:
-        hub = text.get("hf_tokenizer_name")
-        options = text.get("tokenizer_kwargs", {})
-        if not hub:
-            if folder is not None:
-                raise ValueError(f"{self.model_name} has open_clip's own tokenizer; drop tokenizer={str(folder)!r}")
-            return open_clip.SimpleTokenizer(context_length=self.context_length, **options)
-        if folder is None and not self.pretrained:
-            raise ValueError(
-                f"{self.model_name} needs the tokenizer of {hub}: run 'hf download {hub} --include \"*token*\" "
-                "\"*.model\" --local-dir <folder>' on a machine with internet access and pass tokenizer='<folder>', or "
-                "pass pretrained=<tag> to download it with the weights"
-            )
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{self.model_name}: no tokenizer folder {str(folder)!r}")
-        try:
-            return open_clip.HFTokenizer(str(folder or hub), context_length=self.context_length, **options)
-        except Exception as error:  # transformers is absent, or the files are damaged
-            raise RuntimeError(f"{self.model_name}: the tokenizer {str(folder or hub)!r} does not load ({error})") from error
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         encode = getattr(self.tokenizer, "encode", None)
