@@ -351,6 +351,21 @@ def test_several_queries(scene, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.glob("*.ply")) == ["q.1-chair.ply", "q.2-somewhere-to-sit.ply"]
 
 
+def test_a_picture(scene, tmp_path, capsys):
+    """The panel of a query is bright where its points are, and has the box of the region."""
+    from PIL import Image
+
+    assert query_main(["bed", "floor", "--scene", str(scene[0]), "--out", str(tmp_path / "q.png")]) == 0
+    image = np.asarray(Image.open(tmp_path / "q.png").convert("RGB")).astype(int)
+    hot = (image[..., 0] > 225) & (image[..., 1] > 190) & (image[..., 2] < 190) & (image[..., 0] - image[..., 2] > 60)
+    thirds = [part.mean() for part in np.array_split(hot[: int(image.shape[0] * 0.85)], 3, axis=1)]
+    assert thirds[0] == 0 and min(thirds[1:]) > 0.01
+    green = np.abs(image - np.array([0, 170, 119])).max(axis=2) < 20
+    assert green.sum() > 100
+    query_main(["bed", "--scene", str(scene[0]), "--out", str(tmp_path / "q.jpg")])
+    assert Image.open(tmp_path / "q.jpg").format == "JPEG"
+
+
 def test_both_sources_and_points_that_are_not_finite(scene, tmp_path, capsys):
     folder, made = scene
     weight = distilled(tmp_path)

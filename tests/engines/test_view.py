@@ -12,6 +12,7 @@ import torch
 from asked import THINGS, make_scene
 
 from pointcept3m.cli import run_for_user
+from pointcept3m.engines.open_vocabulary.answers import box_edges
 from pointcept3m.engines.open_vocabulary.query import SceneQuery
 from pointcept3m.engines.open_vocabulary.sources import open_sources
 from pointcept3m.engines.view.command import view_main
@@ -23,7 +24,6 @@ from pointcept3m.engines.view.scene_view import (
     SIMILARITY,
     UNCERTAINTY,
     SceneView,
-    box_edges,
 )
 from pointcept3m.engines.view.server import is_loopback, refusal
 from pointcept3m.structures.label_sets import free_labels

@@ -14,6 +14,9 @@ from pointcept3m.engines.open_vocabulary.vocabulary import Vocabulary
 from pointcept3m.utils.files import atomic_write, replacing
 from pointcept3m.utils.palette import score_colors
 
+PICTURES = {".png": "PNG", ".jpg": "JPEG"}
+SIZE = (600, 800)  # pixels of a panel, before its white rim is cut
+GREEN = (0, 170, 119)  # of the best region
 LOW = 0.02  # quantile of the similarities where the colour scale begins
 MAX_DISTANCE = 0.5  # metres from a place that was asked for to the nearest point, beyond which it is a mistake
 
@@ -116,8 +119,13 @@ def save(
                as scan_red scan_green scan_blue
         .npy   similarity float32 [N], or [N, K] for K queries
         .npz   similarity float32 [N, K], query [K], threshold float32 [K]
+        .png .jpg  the scene in its own colours and a heat map a query, with the box of the best region
     """
     suffix = paths[0].suffix.lower()
+    if suffix in PICTURES:
+        image = picture(scene, names, similarity, threshold)
+        atomic_write(paths[0], lambda stream: image.save(stream, format=PICTURES[suffix], quality=85))
+        return [paths[0]]
     if suffix == ".ply":
         for path, values in zip(paths, similarity, strict=True):
             _write_ply(path, scene, values)
@@ -130,6 +138,51 @@ def save(
         cuts = np.array([threshold_of(values) if threshold is None else threshold for values in similarity], np.float32)
         atomic_write(paths[0], lambda stream: np.savez_compressed(stream, similarity=table, query=np.array(list(names)), threshold=cuts))
     return [paths[0]]
+
+
+def picture(scene: AskedScene, names: Sequence[str], similarity: Sequence[NDArray[np.float32]], threshold: float | None = None) -> Any:
+    """A Pillow image: the scene in its own colours, and beside it a heat map for each query, each on a scale of its own."""
+    from PIL import Image
+
+    from pointcept3m.engines.visualize import cloud_picture, sheet
+
+    points = scene.scene
+    seen = cloud_picture.choose_points(points.coord)
+    camera = cloud_picture.looking("iso", points.coord[seen], SIZE)
+    normal = None if points.normal is None else points.normal[seen]
+    seen[seen] = cloud_picture.facing(points.coord[seen], normal, camera, points.estimated_normals)
+    rows = points.rows[seen]
+    cloud = cloud_picture.Picture(points.coord[seen], camera)
+    titles, images, legends = [], [], []
+    if scene.color is not None:
+        titles, images = [scene.name], [cloud.draw(scene.color[rows])]
+    for name, values in zip(names, similarity, strict=True):
+        image = cloud.draw(heat_colors(values)[rows])
+        found = regions(scene.coord, values, threshold_of(values) if threshold is None else threshold)
+        images.append(draw_box(image, found[0], camera) if found else image)
+        titles.append(name)
+        legends.append(sheet.ScaleLegend(f"similarity to “{name}”", *color_range(values)))
+    return Image.fromarray(sheet.compose(titles, [("", sheet.crop_together(images))], legends, size=22))
+
+
+def draw_box(image: NDArray[np.uint8], region: Region, camera: Any) -> NDArray[np.uint8]:
+    """The picture with the edges of a region's box, as `camera` sees them."""
+    from PIL import Image, ImageDraw
+
+    sheet = Image.fromarray(image)
+    draw = ImageDraw.Draw(sheet)
+    for edge in box_edges(region.low, region.high):
+        ends, depth = camera.project(edge)
+        if (depth > 0).all():
+            draw.line([tuple(end) for end in ends], fill=GREEN, width=3)
+    return np.asarray(sheet)
+
+
+def box_edges(low: NDArray, high: NDArray) -> NDArray[np.float32]:
+    """float32 [12, 2, 3]: the edges of a box."""
+    corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])], np.float32)
+    pairs = [(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b) in (1, 2, 4)]
+    return corners[np.array(pairs)]
 
 
 def _write_ply(path: Path, scene: AskedScene, similarity: NDArray[np.float32]) -> None:

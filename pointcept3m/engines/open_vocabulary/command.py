@@ -24,7 +24,7 @@ it does not say is guessed, and each guess is printed with the flag that overrid
   pointcept3m query chair table lamp --scene scan.ply --weight model_best.pth --out heat.npz
   pointcept3m query --image chair.png --scene data/rooms/val/room000000 --source 2d
 """
-OUTPUTS = (".ply", ".npy", ".npz")
+OUTPUTS = (".ply", ".npy", ".npz", ".png", ".jpg")
 
 
 def build_parser(prog: str = "pointcept3m query") -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def build_parser(prog: str = "pointcept3m query") -> argparse.ArgumentParser:
     add("--scene", required=True, type=Path, metavar="SCENE", help="the scan, a file or a folder")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture of what is looked for; may be repeated")
     add("--point", action="append", default=[], metavar="POINT", help="a point of the scene, by its INDEX or as x,y,z in its file; may be repeated")
-    add("--out", type=Path, metavar="FILE", help=".ply (one for each query), .npy or .npz (<SCENE's name>.query.ply, here)")
+    add("--out", type=Path, metavar="FILE", help=".ply (one for each query), .npy, .npz, .png or .jpg (<SCENE's name>.query.ply, here)")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--relevancy", action="store_true", help="how much likelier than 'object', 'things', 'stuff' and 'texture', 0..1, not the cosine")
     add("--negatives", metavar="A,B,...", help="other words than these for --relevancy")
@@ -99,13 +99,11 @@ def _outputs(arguments: Any) -> list[Path]:
         arguments.out = Path(f"{scene.resolve().name if scene.is_dir() else scene.stem}.query.ply")
         print(f"writes {arguments.out} into this folder (--out)")
     out = arguments.out
-    if out.suffix.lower() not in OUTPUTS:
-        raise ValueError(f"--out {out}: wanted a file name that ends in one of {', '.join(OUTPUTS)}, got {out.suffix or 'no suffix'}")
     paths = [out]
     if out.suffix.lower() == ".ply" and len(names) > 1:
         paths = [out.with_name(f"{out.stem}.{number}-{slug(name)}.ply") for number, name in enumerate(names, 1)]
     for path in paths:
-        check_output(path, arguments.overwrite)
+        check_output(path, arguments.overwrite, OUTPUTS)
         if path.resolve() == scene.resolve():
             raise ValueError(f"--out {path} is the scene itself; wanted another name")
     return paths

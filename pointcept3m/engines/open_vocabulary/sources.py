@@ -79,7 +79,7 @@ def read_scene(
     path, settings = Path(path), ScanOptions(**options)
     cloud = read_cloud(path, columns, **({"up_axis": settings.up_axis, **(rgbd or {})} if path.is_dir() else {}))
     needs = set(recipe.needs if recipe else ())
-    wanted = sorted(needs | ({"color"} if cloud.color is not None else set()))
+    wanted = sorted(needs | {key for key in ("color", "normal") if getattr(cloud, key) is not None})
     scan = prepare_scan(cloud, settings, wanted, recipe.grid_size if recipe else None)
     for guess in scan.guesses:
         if needs or not guess.startswith(("colours", "normals")):
@@ -92,7 +92,10 @@ def read_scene(
     if cloud.color is not None:
         color = np.zeros((len(scan.valid), 3), np.uint8)
         color[scan.valid] = np.rint(np.clip(scan.color, 0, 255)).astype(np.uint8)
-    scene = PointScene(name, path, scan.coord, cloud.coord[scan.valid], np.flatnonzero(scan.valid), scan.color, scan.normal)
+    estimated = cloud.normal is None or settings.normals == "estimate"
+    scene = PointScene(
+        name, path, scan.coord, cloud.coord[scan.valid], np.flatnonzero(scan.valid), scan.color, scan.normal, estimated_normals=estimated
+    )
     return AskedScene(scene, coord, cloud.coord, color)
 
 

@@ -124,8 +124,8 @@ class Prediction:
         atomic_write(path, lambda stream: np.savez_compressed(stream, **arrays))
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> Path:
-    """`path`, if it can be written: known suffix, its folder there or made, nothing in the way.
+def check_output(path: str | Path, overwrite: bool = False, suffixes: Sequence[str] = OUTPUTS) -> Path:
+    """`path`, if it can be written: one of `suffixes`, its folder there or made, nothing in the way.
 
     Raises: IsADirectoryError for a folder; ValueError for another suffix; FileExistsError where there is a file and `overwrite` is false;
         PermissionError or another OSError where the folder cannot be written; ImportError where laspy is needed.
@@ -133,9 +133,9 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"--out {path}: is a folder; wanted the name of a file in it, such as {path / 'scan.pred.ply'}")
-    if path.suffix.lower() not in OUTPUTS:
+    if path.suffix.lower() not in suffixes:
         came = f"got {path.suffix!r}" if path.suffix else "this has no suffix"
-        raise ValueError(f"--out {path}: wanted a file name that ends in one of {', '.join(OUTPUTS)}; {came}")
+        raise ValueError(f"--out {path}: wanted a file name that ends in one of {', '.join(suffixes)}; {came}")
     if path.suffix.lower() in (".las", ".laz"):
         from pointcept3m.datasets.readers.las import import_laspy
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pointcept3m.engines.open_vocabulary.answers import GREEN, box_edges
 from pointcept3m.engines.open_vocabulary.query import read_image
 from pointcept3m.engines.view import legend
-from pointcept3m.engines.view.scene_view import SIMILARITY, SceneView, box_edges
+from pointcept3m.engines.view.scene_view import SIMILARITY, SceneView
 from pointcept3m.engines.visualize.cloud_picture import plan_angle
 from pointcept3m.structures.label_sets import named_or_free
 
 MAX_UPLOAD = 20 << 20  # bytes of an image
 OWN_WORDS = "own words"
 REACH = 0.006  # radians from the ray of a click within which a point counts as hit
-GREEN = (0, 170, 119)
 TYPING = 0.35  # seconds without a key after which a text is asked
 POINT = 1.3  # times the distance between points, the size of one
 FIELD = 0.7  # of the camera's view, radians

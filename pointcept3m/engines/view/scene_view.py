@@ -1,6 +1,5 @@
 """What the page shows of a scene, without the page: colours of the points for each view, answers, legends."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,10 +243,3 @@ NO_FEATURES = "grey: no image shows these points"
 
 def _place(values: NDArray) -> str:
     return f"({', '.join(f'{value:.2f}' for value in values)})"
-
-
-def box_edges(low: Sequence[float], high: Sequence[float]) -> NDArray[np.float32]:
-    """float32 [12, 2, 3]: the edges of a box."""
-    corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])], np.float32)
-    pairs = [(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b) in (1, 2, 4)]
-    return corners[np.array(pairs)]
