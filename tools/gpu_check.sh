@@ -84,6 +84,8 @@ step rooms 45 "$python" tools/preprocess/rooms.py --output-root "$scratch/rooms"
 step pretrain_step 60 "$python" benchmarks/bench_pretrain_step.py -c configs/gaussiancross/scannet.py --steps 6 --options \
   data_root="$scratch/rooms" batch_size=4 model.teacher.model_name=vit_base_patch16_224 model.teacher.weight=None \
   model.teacher.random_init=True
+# A distillation of LSeg, DINOv2 and Stable Diffusion at the paper's size against the release's way: seconds and memory.
+step bench_distill 45 "$python" benchmarks/bench_distill.py --device cuda --scene "$scratch/rooms/train/room000000"
 # The downstream recipes at their size on the same rooms: the logs tell seconds a step and the peak of memory.
 for recipe in semseg-spunet-v1m1-0-base insseg-pointgroup-v1m1-0-spunet-base; do
   step "train_$recipe" 45 "$python" tools/train.py --config-file "configs/scannet/$recipe.py" --num-gpus 1 --options \
