@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config_text import parse_config_text
+from .config_text import parse_config_text, plain_value
 from .files import atomic_write, near_files
 from .registry import near_names
 
@@ -297,7 +297,7 @@ def _base_paths(source: str, path: Path) -> list[Path]:
 
 
 def _literal_assignment(source: str, path: Path, name: str, default: Any) -> Any:
-    """What a file assigns to `name`, read before the file is run, so that it must be of `default`'s kind and literal.
+    """What a file assigns to `name`, read before the file is run, so that it must be of `default`'s kind, literals and `dict(...)`.
 
     Raises: ValueError, with the line, for anything else or a file that is no Python.
     """
@@ -308,18 +308,11 @@ def _literal_assignment(source: str, path: Path, name: str, default: Any) -> Any
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             try:
-                return _plain_value(node.value)
-            except ValueError as error:
+                return plain_value(node.value, f"config {path}")
+            except (ValueError, TypeError) as error:
                 wanted = "a dict of literals" if isinstance(default, dict) else "a string or a list of strings"
                 raise ValueError(f"config {path}: line {node.lineno}: {name} must be {wanted}") from error
     return default
-
-
-def _plain_value(node: ast.expr) -> Any:
-    """A literal, or `dict(name=literal, ...)`. Raises ValueError for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-    return ast.literal_eval(node)
 
 
 def _execute(

@@ -29,28 +29,29 @@ def parse_config_text(text: str, source: str = "config text") -> dict[str, Any]:
 def _assignment(node: ast.stmt, source: str) -> tuple[str, Any]:
     if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
         raise ValueError(f"{source}, line {node.lineno}: wanted name = value, got {ast.unparse(node)[:80]!r}")
-    return node.targets[0].id, _value(node.value, source)
+    return node.targets[0].id, plain_value(node.value, source)
 
 
-def _value(node: ast.expr, source: str) -> Any:
+def plain_value(node: ast.expr, source: str) -> Any:
+    """What an expression of literals and `dict(...)` is, nothing in it run. Raises ValueError, which names `source`, for any other."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.List):
-        return [_value(item, source) for item in node.elts]
+        return [plain_value(item, source) for item in node.elts]
     if isinstance(node, ast.Tuple):
-        return tuple(_value(item, source) for item in node.elts)
+        return tuple(plain_value(item, source) for item in node.elts)
     if isinstance(node, ast.Set):
-        return {_value(item, source) for item in node.elts}
+        return {plain_value(item, source) for item in node.elts}
     if isinstance(node, ast.Dict) and None not in node.keys:
-        return {_value(k, source): _value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
+        return {plain_value(k, source): plain_value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand, source)
+        value = plain_value(node.operand, source)
         if isinstance(value, (int, float, complex)):
             return -value
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
         names = [keyword.arg for keyword in node.keywords]
         if None not in names and not (node.func.id != "dict" and names):
-            arguments = [_value(argument, source) for argument in node.args]
-            keywords = {keyword.arg: _value(keyword.value, source) for keyword in node.keywords}
+            arguments = [plain_value(argument, source) for argument in node.args]
+            keywords = {keyword.arg: plain_value(keyword.value, source) for keyword in node.keywords}
             return CALLS[node.func.id](*arguments, **keywords)
     raise ValueError(f"{source}, line {node.lineno}: only literals and dict(...) are read, got {ast.unparse(node)[:80]!r}")

@@ -234,7 +234,12 @@ def test_a_file_changes_helper_variables_of_its_bases(write):
     cfg = Config.fromfile(top)
     assert cfg.model.to_dict() == dict(width=16, twice=32) and cfg.data.split == ("a", "b") and cfg.epoch == 3
     assert Config.fromfile(top, {"width": 1}).model.twice == 2
+    write("table.py", "heads = {}\nrows = ()\nmodel = dict(heads=heads, rows=rows)\n")
+    nested = write("nested.py", "_base_ = 'table.py'\n_options_ = dict(heads=dict(a=dict(dim=3)), rows=(dict(b=-1), {'c': [dict(d=None)]}))\n")
+    assert Config.fromfile(nested).model.to_dict() == dict(heads={"a": {"dim": 3}}, rows=({"b": -1}, {"c": [{"d": None}]}))
     with pytest.raises(KeyError, match="_options_ names 'widht', no helper variable of its bases; did you mean 'width'"):
         Config.fromfile(write("wrong.py", "_base_ = 'base.py'\n_options_ = dict(widht=1)\n"))
     with pytest.raises(ValueError, match="line 2: _options_ must be a dict of literals"):
         Config.fromfile(write("code.py", "_base_ = 'base.py'\n_options_ = dict(width=open('x'))\n"))
+    with pytest.raises(ValueError, match="line 2: _options_ must be a dict of literals"):
+        Config.fromfile(write("code.py", "_base_ = 'base.py'\n_options_ = dict(width=dict(a=dict(b=open('x'))))\n"))
