@@ -17,7 +17,7 @@ from pointcept3m.datasets.rooms import write_rooms
 from pointcept3m.engines.fusion import Job, Output, ViewSettings, find_scenes, fuse_scenes, guess_dataset, summary
 from pointcept3m.engines.fusion import scene as scene_module
 from pointcept3m.engines.fusion.job import share_out
-from pointcept3m.engines.fusion.teachers import PRESETS, build_teachers, teacher_configs
+from pointcept3m.engines.fusion.teachers import DOWNLOAD, PRESETS, build_teachers, teacher_configs
 from pointcept3m.engines.fusion.views import choose_frames, shrink
 from pointcept3m.models.builder import TEACHERS
 from pointcept3m.models.teachers import PocketTeacher, Teacher
@@ -401,8 +401,16 @@ def test_how_teachers_are_named(tmp_path):
     assert any("--weight lseg=PATH" in note for note in caught.value.__notes__)
 
 
+def test_presets_of_open_clip_name_models_and_published_weights():
+    open_clip = pytest.importorskip("open_clip", exc_type=Exception)
+    for name in ("clip", "siglip"):
+        assert DOWNLOAD[name]["pretrained"] in open_clip.list_pretrained_tags_by_model(PRESETS[name]["model_name"])
+
+
 def test_every_preset_names_a_teacher_and_its_arguments():
+    assert set(DOWNLOAD) == {name for name, config in PRESETS.items() if config["type"] not in ("PocketTeacher", "LSegTeacher")}  # LSeg: no hub
     for name, config in PRESETS.items():
+        config = config | DOWNLOAD.get(name, {})
         TEACHERS._check_arguments(TEACHERS.get(config["type"]), name, {k: v for k, v in config.items() if k != "type"})
 
 

@@ -25,14 +25,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dinov2": dict(type="TimmTeacher", model_name="vit_large_patch14_dinov2", image_size=322),
     "sd": dict(type="DiffusionTeacher", image_size=640),
     "radio": dict(type="TimmTeacher", model_name="radio_v2.5-l", image_size=320),
-    "siglip": dict(type="TimmTeacher", model_name="vit_base_patch16_siglip_512", image_size=512),
+    "siglip": dict(type="OpenClipTeacher", model_name="ViT-B-16-SigLIP-512", image_size=512),
     "clip": dict(type="OpenClipTeacher", model_name="ViT-B-16-quickgelu", image_size=448),
 }
 DOWNLOAD: dict[str, dict[str, Any]] = {
     "dinov2": dict(pretrained=True),
     "sd": dict(pretrained=True),
     "radio": dict(pretrained=True),
-    "siglip": dict(pretrained=True),
+    "siglip": dict(pretrained="webli"),
     "clip": dict(pretrained="openai"),
 }
 # LSeg is given larger pictures of some data sets, on which its scores depend (openscene#8).
