@@ -13,6 +13,9 @@ import pytest
 from .conftest import losses
 from .test_distributed import CONFIG, HERE, REPOSITORY, environment
 
+# where recipes are: the repository's folders of them, and the project's own
+FOLDERS = ", ".join(sorted({"configs/toy", *(f"configs/{path.name}" for path in (REPOSITORY / "configs").iterdir() if path.is_dir() and path.name != "_base_")}))
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -66,7 +69,7 @@ def test_resume_after_sigterm(project):
         (["-c", "configs/toy/large.py"], 2, "no config file configs/toy/large.py; configs/toy has tiny.py\n"),
         (["-c", "configs/gaussiancross/roms.py"], 2, "did you mean configs/gaussiancross/rooms.py"),
         (["-d", "toy", "-c", "tinny"], 2, "no config file tinny; did you mean configs/toy/tiny.py?\n"),
-        (["-c", "nowhere/nothing.py"], 2, "no config file nowhere/nothing.py; configs lie in configs/gaussiancross, "),
+        (["-c", "nowhere/nothing.py"], 2, f"no config file nowhere/nothing.py; configs lie in {FOLDERS}\n"),
         (["-d", "toy", "-n", "nothing", "-r", "true"], 2, "there is no exp/toy/nothing/config.py"),
         ([], 2, "give -c CONFIG"),
         (["-c", "configs/toy/tiny.py", "-r", "yes"], 2, "-r takes true or false, got yes"),
