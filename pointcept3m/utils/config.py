@@ -145,7 +145,7 @@ class Config(ConfigDict):
 def parse_options(pairs: Iterable[str] | None) -> dict[str, Any]:
     """`["a.b=1e-3", "c=[1,2]", "d=text"]` as `{"a.b": 0.001, "c": [1, 2], "d": "text"}`.
 
-    Values are Python literals; anything else is text; `true`, `false`, `none` are understood, and `1,2` is a list.
+    Values are Python literals and `dict(...)` of them; anything else is text; `true`, `false`, `none` are understood, and `1,2` is a list.
     Raises: ValueError for a pair without `=`.
     """
     options = {}
@@ -161,6 +161,8 @@ def _literal(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
+    if text.startswith("dict("):
+        return plain_value(_expression(text), f"option value {text!r}")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -170,6 +172,13 @@ def _literal(text: str) -> Any:
             return tuple(items) if text[0] == "(" else items
         return [_literal(item.strip()) for item in text.split(",")] if "," in text and " " not in text else text
     return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
+
+
+def _expression(text: str) -> ast.expr:
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"option value {text!r}: {error.msg}; text inside dict(...) wants quotes") from error
 
 
 def _refuse_helper_entry(name: str, given: Any, config: Mapping[str, Any], helpers: Mapping[str, Any], path: Path) -> None:

@@ -137,6 +137,7 @@ def test_dump_of_numpy_numbers_and_refusal_of_objects(tmp_path):
     [
         ("1e-3", 1e-3), ("None", None), ("none", None), ("true", True), ("False", False), ("text", "text"), ("'3'", "3"),
         ("[1, 2]", [1, 2]), ("(1,2)", (1, 2)), ("1,2", [1, 2]), ("a,b", ["a", "b"]), ("[a,b]", ["a", "b"]), ("{'a': 1}", {"a": 1}),
+        ("dict(kind='scene', rows=[dict(a=-1)])", {"kind": "scene", "rows": [{"a": -1}]}), ("dict (a, b)", "dict (a, b)"),
         ("exp/run=1", "exp/run=1"), ("a sentence, with comma", "a sentence, with comma"), ("[]", []), ("", ""),
     ],
 )  # fmt: skip
@@ -147,6 +148,12 @@ def test_option_values(text, value):
 def test_option_without_equals():
     with pytest.raises(ValueError, match="wanted name=value"):
         parse_options(["epoch"])
+
+
+@pytest.mark.parametrize("text", ["dict(kind=scene, regulariser=log)", "dict(kind='scene'", "dict(a=open('x'))"])
+def test_an_option_that_begins_as_a_dict_is_one_or_an_error(text):
+    with pytest.raises(ValueError, match="option"):
+        parse_options([f"uncertainty={text}"])
 
 
 def test_merge_from_dict():
