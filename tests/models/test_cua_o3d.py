@@ -92,8 +92,10 @@ def test_uncertainty_of_equations_10_and_11(regulariser, term):
 
 
 def test_uncertainty_starts_at_sigma_one():
-    for kind in ("scalar", "scene", "point"):
-        result = make_model(uncertainty=dict(kind=kind))(make_batch())
+    for kind, low in [(kind, low) for kind in ("scalar", "scene", "point") for low in (False, True)]:
+        model, batch = make_model(uncertainty=dict(kind=kind)), make_batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            result = model(batch)
         assert all(result[f"sigma_{name}"].item() == pytest.approx(1, abs=1e-6) for name in HEADS)
 
 

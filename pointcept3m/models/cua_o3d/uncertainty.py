@@ -86,8 +86,10 @@ class PredictedUncertainty(Uncertainty):
 
     def sigma(self, feature: Tensor) -> Tensor:
         """[n, T] for features [n, C] of points, or of scenes' means."""
-        # Below a millesimal, a point that fits by chance would outweigh all the others together.
-        return F.softplus(self.predict(feature.float())).clamp(min=1e-3)
+        with torch.autocast(feature.device.type, enabled=False):  # sigma is squared and divided by
+            raw = self.predict(feature.float())
+        # Below a thousandth, a point that fits by chance would outweigh all the others together.
+        return F.softplus(raw).clamp(min=1e-3)
 
     def forward(self, losses: Terms, feature: Tensor, rows: Tensor, offset: Tensor) -> tuple[Tensor, Terms]:
         if self.per == "scene":
