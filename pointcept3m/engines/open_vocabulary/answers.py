@@ -15,7 +15,7 @@ from pointcept3m.utils.files import atomic_write, replacing
 from pointcept3m.utils.palette import score_colors
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG"}
-SIZE = (600, 800)  # pixels of a panel, before its white rim is cut
+SIZE = (480, 640)  # pixels of a panel, before its white rim is cut
 GREEN = (0, 170, 119)  # of the best region
 LOW = 0.02  # quantile of the similarities where the colour scale begins
 MAX_DISTANCE = 0.5  # metres from a place that was asked for to the nearest point, beyond which it is a mistake
@@ -124,7 +124,7 @@ def save(
     suffix = paths[0].suffix.lower()
     if suffix in PICTURES:
         image = picture(scene, names, similarity, threshold)
-        atomic_write(paths[0], lambda stream: image.save(stream, format=PICTURES[suffix], quality=85))
+        atomic_write(paths[0], lambda stream: image.save(stream, format=PICTURES[suffix], quality=80))
         return [paths[0]]
     if suffix == ".ply":
         for path, values in zip(paths, similarity, strict=True):
@@ -162,7 +162,7 @@ def picture(scene: AskedScene, names: Sequence[str], similarity: Sequence[NDArra
         images.append(draw_box(image, found[0], camera) if found else image)
         titles.append(name)
         legends.append(sheet.ScaleLegend(f"similarity to “{name}”", *color_range(values)))
-    return Image.fromarray(sheet.compose(titles, [("", sheet.crop_together(images))], legends, size=22))
+    return Image.fromarray(sheet.compose(titles, [("", sheet.crop_together(images))], legends, size=18))
 
 
 def draw_box(image: NDArray[np.uint8], region: Region, camera: Any) -> NDArray[np.uint8]:

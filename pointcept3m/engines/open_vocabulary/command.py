@@ -41,7 +41,7 @@ def build_parser(prog: str = "pointcept3m query") -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--relevancy", action="store_true", help="how much likelier than 'object', 'things', 'stuff' and 'texture', 0..1, not the cosine")
     add("--negatives", metavar="A,B,...", help="other words than these for --relevancy")
-    add("--threshold", type=float, metavar="S", help="similarity from which a point belongs to the answer (2/3 from the median to the top)")
+    add("--threshold", type=float, metavar="S", help="similarity from which a point belongs to the answer (3/4 of the way from the median to the top)")
     add("--labels", metavar="SET", help="label set, or names with commas, to say what the best region is called (the weight's, else scannet20)")
     add_source_arguments(parser)
     add_scan_arguments(parser)

@@ -97,7 +97,8 @@ class SceneEmbedding:
 
     def __post_init__(self) -> None:
         self.known: NDArray[np.bool_] = self.place >= 0
-        self._place = torch.from_numpy(self.place.astype(np.int32))  # half the bytes to read, and torch is faster by them
+        # half the bytes to read, and torch is faster by them; a point of which nothing is known reads one row beyond the last
+        self._place = torch.from_numpy(np.where(self.known, self.place, len(self.unit)).astype(np.int32))
         self._identity = len(self.unit) == len(self.place) and bool((self.place == np.arange(len(self.place))).all())
         self._all_known = bool(self.known.all())
 
@@ -108,26 +109,25 @@ class SceneEmbedding:
     def dim(self) -> int:
         return self.unit.dim
 
-    def similarity(self, vectors: Tensor, points: slice = slice(None)) -> NDArray[np.float32]:
-        """float32 [K, n]: the cosine of each of `vectors` [K, D] to the points, NaN where nothing is known of one."""
+    def similarity(self, vectors: Tensor, points: slice = slice(None), missing: float = np.nan) -> NDArray[np.float32]:
+        """float32 [K, n]: the cosine of each of `vectors` [K, D] to the points, `missing` where nothing is known of one."""
         _check_width(vectors, self.dim)
         if points == slice(None):
-            return self.spread(self.unit.cosine(vectors).numpy())
+            return self.spread(self.unit.cosine(vectors).numpy(), missing)
         place = self._place[points]
-        found = self.unit.cosine(vectors, place.clamp(min=0)).numpy()
-        return found if self._all_known else np.where(self.known[points], found, np.float32(np.nan))
+        found = self.unit.cosine(vectors, place.clamp(max=len(self.unit) - 1)).numpy()
+        return found if self._all_known else np.where(self.known[points], found, np.float32(missing))
 
-    def spread(self, values: NDArray) -> NDArray:
-        """Values [..., R] of rows as values [..., N] of points, NaN where nothing is known of one."""
+    def spread(self, values: NDArray, missing: float = np.nan) -> NDArray:
+        """Values [..., R] of rows as values [..., N] of points, `missing` where nothing is known of one."""
         if self._identity:
             return values
         flat = torch.from_numpy(np.ascontiguousarray(values)).reshape(-1, values.shape[-1])
-        result = torch.empty(len(flat), len(self.place), dtype=flat.dtype)
-        place = self._place if self._all_known else self._place.clamp(min=0)
-        for row, target in zip(flat, result, strict=True):
-            torch.index_select(row, 0, place, out=target)
         if not self._all_known:
-            result[:, torch.from_numpy(~self.known)] = torch.nan
+            flat = F.pad(flat, (0, 1), value=missing)
+        result = torch.empty(len(flat), len(self.place), dtype=flat.dtype)
+        for row, target in zip(flat, result, strict=True):
+            torch.index_select(row, 0, self._place, out=target)
         return result.reshape(*values.shape[:-1], len(self.place)).numpy()
 
     def vectors(self, points: NDArray[np.int64]) -> Tensor:
@@ -157,7 +157,7 @@ class EnsembleEmbedding:
             )
         self.parts, self.dim, self.sigma = (first, second), first.dim, {**first.sigma, **second.sigma}
         self.known = first.known | second.known
-        self.gain = np.ones(len(first), np.float32)  # 1 / |sum of the two|
+        self.gain = np.where(self.known, np.float32(1), np.float32(np.nan))  # 1 / |sum of the two|
         both = np.flatnonzero(first.known & second.known)
         bases = [part.unit.basis if part.unit.basis is not None else torch.eye(part.dim) for part in self.parts]
         middle = bases[0].T @ bases[1]
@@ -171,9 +171,9 @@ class EnsembleEmbedding:
 
     def similarity(self, vectors: Tensor, points: slice = slice(None)) -> NDArray[np.float32]:
         """As `SceneEmbedding.similarity`."""
-        found = [np.nan_to_num(part.similarity(vectors, points), copy=False) for part in self.parts]
-        result = (found[0] + found[1]) * self.gain[points]
-        result[:, ~self.known[points]] = np.nan
+        result = self.parts[0].similarity(vectors, points, missing=0.0)
+        result = result + self.parts[1].similarity(vectors, points, missing=0.0)
+        result *= self.gain[points]  # NaN where neither knows a point
         return result
 
     def vectors(self, points: NDArray[np.int64]) -> Tensor:
