@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pointcept3m.datasets import build_dataset
 from pointcept3m.engines.defaults import fill_registries, with_defaults
 from pointcept3m.models.builder import build_model
 from pointcept3m.utils.config import Config
@@ -54,3 +56,22 @@ def test_a_row_of_the_tables(name, row):
 @pytest.mark.parametrize(("name", "count"), [("scannet-t6-lseg", 15_540_384), ("scannet-t6-all", 15_945_888)])
 def test_as_many_parameters_as_the_release(name, count):
     assert sum(parameter.numel() for parameter in build_model(config_of(name).model).parameters()) == count
+
+
+@pytest.mark.parametrize(("name", "labels"), [("scannet-t5-concat", "segment20"), ("scannet-t10-concat", "segment20"), ("rooms-probe", "segment")])
+def test_probes_are_tested_on_every_point(name, labels, tmp_path):
+    """tools/test.py makes scores of a probe's weights: fragments of each view that hold every point, with the backbone's input."""
+    cfg = config_of(name)
+    folder = tmp_path / cfg.data.test.split / "scene0000_00"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    arrays = dict(coord=rng.random((300, 3)), color=rng.integers(0, 256, (300, 3)).astype(np.uint8), normal=np.tile([0.0, 0, 1], (300, 1)))
+    arrays[labels] = rng.integers(0, cfg.data.num_classes, 300)
+    for key, value in arrays.items():
+        np.save(folder / f"{key}.npy", value.astype(np.float32) if value.dtype == np.float64 else value)
+    sample = build_dataset({**cfg.data.test, "data_root": tmp_path})[0]
+    fragments, views = sample["fragment_list"], len(cfg.data.test.test_cfg.aug_transform)
+    assert cfg.test.type == "SemSegTester" and len(sample["segment"]) == 300
+    held = np.concatenate([np.unique(fragment["index"]) for fragment in fragments])
+    assert (np.bincount(held, minlength=300) >= views).all()
+    assert {fragment["feat"].shape[1] for fragment in fragments} == {cfg.model.backbone.in_channels}

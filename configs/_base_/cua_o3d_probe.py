@@ -27,6 +27,12 @@ model = dict(
     criteria=[dict(type="CrossEntropyLoss", loss_weight=1.0, ignore_index=-1)],
 )
 
+turned = [
+    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=1),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=1),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=1),
+]
+
 optimizer = dict(type="Adam", lr=1e-4, weight_decay=1e-4)
 scheduler = dict(_delete_=True, type="PolyLR", power=0.9)
 
@@ -39,9 +45,7 @@ data = dict(
         loop=5,
         transform=[
             dict(type="CenterShift", apply_z=True),
-            dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=1),
-            dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=1),
-            dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=1),
+            *turned,
             dict(type="RandomScale", scale=[0.9, 1.1]),
             dict(type="RandomFlip", p=0.5),
             dict(type="ElasticDistortion", distortion_params=[[0.2, 0.4], [0.8, 1.6]]),
@@ -52,7 +56,26 @@ data = dict(
             dict(type="Collect", keys=("coord", "grid_coord", "segment", "name"), feat_keys=("ones",)),
         ],
     ),
-    test="{{ _base_.data.val }}",
+    # Five random views of a scene, as the released code tests; their softmax is added up.
+    test=dict(
+        _delete_=True,
+        type="{{ _base_.dataset_type }}",
+        split="val",
+        data_root="{{ _base_.data_root }}",
+        transform=[dict(type="CenterShift", apply_z=True)],
+        test_mode=True,
+        test_cfg=dict(
+            voxelize=dict(type="GridSample", grid_size="{{ _base_.grid_size }}", return_grid_coord=True, mode="test"),
+            crop=None,
+            post_transform=[
+                dict(type="CenterShift", apply_z=False),
+                dict(type="Constant", key="ones", channels=3),
+                dict(type="ToTensor"),
+                dict(type="Collect", keys=("coord", "grid_coord", "index"), feat_keys=("ones",)),
+            ],
+            aug_transform=[[*turned, dict(type="RandomScale", scale=[0.9, 1.1])]] * 5,
+        ),
+    ),
 )
 
 hooks = [
@@ -64,3 +87,4 @@ hooks = [
     dict(type="MetricsWriter"),
     dict(type="ReportWriter"),
 ]
+test = dict(_delete_=True, type="SemSegTester")

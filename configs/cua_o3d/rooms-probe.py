@@ -45,6 +45,24 @@ data = dict(
             dict(type="Collect", keys=("coord", "grid_coord", "segment", "name"), feat_keys=("color", "normal")),
         ],
     ),
+    test=dict(
+        _delete_=True,
+        type="RoomsDataset",
+        split="val",
+        data_root="{{ _base_.data_root }}",
+        transform=[dict(type="CenterShift", apply_z=True), dict(type="NormalizeColor", mode="minus_one_one")],
+        test_mode=True,
+        test_cfg=dict(
+            voxelize=dict(type="GridSample", grid_size="{{ _base_.grid_size }}", return_grid_coord=True, mode="test"),
+            crop=None,
+            post_transform=[
+                dict(type="CenterShift", apply_z=False),
+                dict(type="ToTensor"),
+                dict(type="Collect", keys=("coord", "grid_coord", "index"), feat_keys=("color", "normal")),
+            ],
+            aug_transform=[[dict(type="RandomRotateTargetAngle", angle=[quarter / 2], axis="z", center=[0, 0, 0], p=1)] for quarter in range(4)],
+        ),
+    ),
 )
 
 hooks = [
