@@ -65,4 +65,13 @@ inline Maps maps_of(const Tensor& total, const Tensor& count, const Tensor& coor
   return {maps.const_data_ptr<float>(), maps.size(1), maps.size(2), maps.size(3), bilinear};
 }
 
+// Whether maps [V, h, w, C] lie in memory as [V, C, h, w].
+inline bool is_channels_first(const Tensor& maps) {
+  const int64_t cells = maps.size(1) * maps.size(2);
+  const int64_t step[4] = {cells * maps.size(3), maps.size(2), 1, cells};
+  for (int d = 0; d < 4; ++d)
+    if (maps.size(d) > 1 && maps.stride(d) != step[d]) return false;
+  return true;
+}
+
 }  // namespace pointcept3m

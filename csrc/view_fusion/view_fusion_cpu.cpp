@@ -13,6 +13,7 @@
 #include "common/radix_sort.h"
 #include "view_fusion/add_rows.h"
 #include "view_fusion/arguments.h"
+#include "view_fusion/channels_last.h"
 #include "view_fusion/project.h"
 
 namespace pointcept3m {
@@ -165,12 +166,18 @@ void fuse_views(const Tensor& total, const Tensor& count, const Tensor& coord, c
   check_contiguous_cpu(total, "total");
   check_contiguous_cpu(count, "count");
   check_contiguous_cpu(coord, "coord");
-  check_contiguous_cpu(maps, "maps");
+  STD_TORCH_CHECK(maps.is_cpu(), "maps must be a CPU tensor");
   check_contiguous_cpu(matrix, "matrix");
   if (depth) check_contiguous_cpu(*depth, "depth");
   const Views views = views_of(coord, matrix, height, width, depth, tolerance, border);
-  const Maps features = maps_of(total, count, coord, maps, matrix, bilinear);
+  Maps features = maps_of(total, count, coord, maps, matrix, bilinear);
   const int64_t num_points = coord.size(0), channels = features.channels;
+  std::unique_ptr<float[]> copy;
+  if (!maps.is_contiguous()) {
+    STD_TORCH_CHECK(is_channels_first(maps), "maps must be contiguous, or have channels first in memory");
+    copy = with_channels_last(features, views.count);
+    features.cells = copy.get();
+  }
   const Grid grid{features.cells, channels, features.columns > 1 ? channels : 0,
                   features.rows > 1 ? features.columns * channels : 0, bilinear};
   const float* points = coord.const_data_ptr<float>();

@@ -154,12 +154,13 @@ void fuse_views(const Tensor total, const Tensor count, const Tensor coord, cons
                 int64_t height, int64_t width, const std::optional<Tensor> depth, double tolerance, int64_t border,
                 bool bilinear) {
   check_views(coord, matrix, depth);
-  for (const auto& [tensor, name] : {std::pair{&total, "total"}, {&count, "count"}, {&maps, "maps"}}) {
+  const Tensor last = maps.is_contiguous() ? maps : torch::stable::contiguous(maps);
+  for (const auto& [tensor, name] : {std::pair{&total, "total"}, {&count, "count"}, {&last, "maps"}}) {
     check_contiguous_cuda(*tensor, name);
     STD_TORCH_CHECK(tensor->get_device_index() == coord.get_device_index(), name, " must be on the device of coord");
   }
   const Views views = views_of(coord, matrix, height, width, depth, tolerance, border);
-  const Maps features = maps_of(total, count, coord, maps, matrix, bilinear);
+  const Maps features = maps_of(total, count, coord, last, matrix, bilinear);
   CudaWork work(coord);
   launch(work, add_views, blocks_for(coord.size(0) * kWarp, kThreads), kThreads, kThreads * sizeof(Tap), views,
          features, coord.const_data_ptr<float>(), coord.size(0), total.mutable_data_ptr<float>(),

@@ -20,7 +20,7 @@ from pointcept3m.ops._checks import check_device, check_int, check_number, check
 from pointcept3m.utils.registry import near_names
 
 SAMPLINGS = ("bilinear", "nearest")
-# bytes of maps with channels last that `fuse_views` makes at a time, where they are not laid out so already
+# bytes of maps that are copied at a time, where they do not have channels last in memory already
 COPIED_AT_A_TIME = 2**28
 
 
@@ -111,9 +111,12 @@ def fuse_views(
         raise ValueError(f"{op}: total requires a gradient, and fuse_views has none; give it total.detach()")
     sums, counts, coord = total.contiguous(), count.contiguous(), coord.detach().contiguous()
     matrix, height, width, depth, tolerance, border = views
+    maps = maps.detach()
+    if not maps.is_contiguous() and not maps.is_contiguous(memory_format=torch.channels_last):
+        maps = maps.contiguous()
     for part in _views_at_a_time(maps):
         torch.ops.pointcept3m.fuse_views(
-            sums, counts, coord, maps[part].detach().permute(0, 2, 3, 1).contiguous(), matrix[part], height, width,
+            sums, counts, coord, maps[part].permute(0, 2, 3, 1), matrix[part], height, width,
             None if depth is None else depth[part], tolerance, border, sampling == "bilinear",
         )  # fmt: skip
     for target, value in ((total, sums), (count, counts)):
@@ -123,7 +126,7 @@ def fuse_views(
 
 def _views_at_a_time(maps: Tensor) -> list[slice]:
     """Slices of views whose copies with channels last are small enough; one slice where nothing is copied."""
-    if maps.permute(0, 2, 3, 1).is_contiguous() or maps.size(0) == 0:
+    if maps.is_contiguous(memory_format=torch.channels_last) or maps.size(0) == 0:
         return [slice(None)]
     step = max(1, COPIED_AT_A_TIME // max(1, 4 * maps[0].numel()))
     return [slice(start, start + step) for start in range(0, maps.size(0), step)]
@@ -189,7 +192,8 @@ def _check_cameras(op: str, intrinsic: Tensor, extrinsic: Tensor) -> None:
             raise ValueError(f"{op}: {name} of view {view} must end with the row {last.tolist()}, got {row}")
 
 
-# The ops. matrix: float64 [V, 3, 4], whose rows give u z, v z and z of a point; maps: [V, h, w, C].
+# The ops. matrix: float64 [V, 3, 4], whose rows give u z, v z and z of a point; maps: [V, h, w, C], contiguous or with
+# channels first in memory.
 
 
 def _check_depth(matrix: Tensor, height: int, width: int, depth: Tensor | None) -> None:

@@ -36,7 +36,8 @@ class Replay(TorchDispatchMode):
         if not ours or any(isinstance(t, FakeTensor) or t.is_meta for t in tensors):
             return op(*args, **kwargs)
         name = op._schema.name.split("::")[1]
-        named = zip((argument.name for argument in op._schema.arguments), args, strict=False)
+        declared = op._schema.arguments
+        named = zip((argument.name for argument in declared), args, strict=False)
         there = tuple(self._moved(k, v) for k, v in named), {k: self._moved(k, v) for k, v in kwargs.items()}
         try:
             expected = op(*args, **kwargs)
@@ -48,6 +49,9 @@ class Replay(TorchDispatchMode):
         self.checked[name] = self.checked.get(name, 0) + 1
         for place, (mine, theirs) in enumerate(zip(tree_flatten(got)[0], tree_flatten(expected)[0], strict=True)):
             self._compare(f"{name}, result {place}", name, mine.cpu(), theirs)
+        for argument, mine, theirs in zip(declared, there[0], args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._compare(f"{name}, {argument.name} afterwards", name, mine.cpu(), theirs)
         return expected
 
     def _must_refuse(self, op, name: str, there: tuple, refusal: Exception) -> None:
