@@ -14,13 +14,16 @@ Rooms of the split "val" differ from those of "train" in textures and layout, so
 B on data/rooms_b/val, and both are tested on 6 rooms of each. `--table` prints what is there and trains nothing.
 """
 
+import argparse
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from study import arguments, cell, finished, summarise, train, write_record
+from study import REPOSITORY, arguments, cell, finished, summarise, train, write_record
 
 from pointcept3m.utils.machine import usable_cores
 
@@ -139,11 +142,6 @@ def main() -> None:
 
 def run_tool(command: list[str], out: Path, threads: int) -> None:
     """A tool of this repository in a process of its own; what it prints goes to `out`/stdout.txt."""
-    import os
-    import sys
-
-    from study import REPOSITORY
-
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "stdout.txt", "a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -152,7 +150,7 @@ def run_tool(command: list[str], out: Path, threads: int) -> None:
         raise SystemExit(f"{out}: {command[0]} ended with {done.returncode}; the reason is at the end of {log.name}")
 
 
-def report(args, runs: Path, folder: Callable[..., Path]) -> None:
+def report(args: argparse.Namespace, runs: Path, folder: Callable[..., Path]) -> None:
     """Prints the tables and writes the record."""
 
     def scores(folders: list[Path], names: tuple[str, ...], prefix: str = "test_") -> dict:
@@ -176,8 +174,7 @@ def report(args, runs: Path, folder: Callable[..., Path]) -> None:
                 results["Table 3"][f"{domain.upper()} -> {target.upper()}: {name}"] = scores(folders, SCORES[:2], "")
     show("Table 3", results["Table 3"], SCORES[:2])
     results["Table 5"] = {
-        name: scores([runs / "probe" / slug(name) / f"seed{seed}" for seed in args.seeds], ("mIoU", "mAcc"), "val_" if False else "")
-        for name in PROBES
+        name: scores([runs / "probe" / slug(name) / f"seed{seed}" for seed in args.seeds], ("mIoU", "mAcc"), "") for name in PROBES
     }
     show("Table 5", results["Table 5"], ("mIoU", "mAcc"))
     write_record(args.output, {"seeds": args.seeds, "tables": results})
