@@ -94,7 +94,7 @@ def fuse_scene(
     missing = {name: teacher for name, teacher in teachers.items() if name not in finished}
     if missing:
         points = torch.from_numpy(np.ascontiguousarray(coord))
-        find_visible(scene, points, views, settings.tolerance)
+        find_visible(scene, points, views, settings)
         mask = views.mask
         if not mask.any():
             report.skipped = f"none of its {len(coord)} points is visible in one of {len(views.names)} frames"

@@ -78,10 +78,11 @@ class ViewSettings:
 
 @dataclass
 class Views:
-    """V frames of a scene: names, cameras float64 for `size`, depth [V, *size] in metres or None, and what they show.
+    """V frames of a scene: names, cameras float64 for `size`, and what they show.
 
-    shown [V, N] bool, point n is visible in view v · color_size (H, W) of the pictures for teachers · digest of names,
-    poses and intrinsics · left_out, names of frames with a bad pose.
+    depth [V, *size] in metres, None where it is not tested or not read yet · shown [V, N] bool, point n is visible in
+    view v · color_size (H, W) of the pictures for teachers · digest of names, poses and intrinsics · left_out, names of
+    frames with a bad pose.
     """
 
     names: list[str]
@@ -130,7 +131,7 @@ def choose_frames(scene: Scene, settings: ViewSettings) -> tuple[list[str], list
 
 
 def read_views(scene: Scene, settings: ViewSettings) -> Views:
-    """Cameras and depth of the scene's frames; no colour is read, nothing is projected yet.
+    """Cameras of the scene's frames; no picture is decoded, so that scenes that are done already take no time.
 
     Raises: FileNotFoundError, ValueError where frames, poses or intrinsics are missing or damaged, as `Scene` does.
     """
@@ -142,30 +143,29 @@ def read_views(scene: Scene, settings: ViewSettings) -> Views:
         )
     own = scene.frame_size(names[0])
     size = shrink(own, settings.side)
-    if settings.depth:
-        parts = [scene.depth(name, size) for name in names]
-        depth, cameras = torch.from_numpy(np.stack([part[0] for part in parts])), [part[1:] for part in parts]
-    else:
-        depth, cameras = None, [scene.camera(name, size) for name in names]
+    cameras = [scene.camera(name, size) for name in names]
     intrinsic, extrinsic = (np.stack([camera[i] for camera in cameras]) for i in (0, 1))
     digest = hashlib.sha256(repr(names).encode() + intrinsic.tobytes() + extrinsic.tobytes()).hexdigest()[:16]
     return Views(
         names, size, shrink(own, settings.color_side), round(settings.border * max(size) / settings.side), torch.from_numpy(intrinsic),
-        torch.from_numpy(extrinsic), depth, digest, left_out,
+        torch.from_numpy(extrinsic), None, digest, left_out,
     )  # fmt: skip
 
 
-def find_visible(scene: Scene, coord: torch.Tensor, views: Views, tolerance: float) -> None:
-    """Fills `views.shown` for the points `coord` [N, 3].
+def find_visible(scene: Scene, coord: torch.Tensor, views: Views, settings: ViewSettings) -> None:
+    """Reads `views.depth`, and fills `views.shown` for the points `coord` [N, 3].
 
-    Raises: ValueError where hardly a point passes the depth test because depth is in other units than the points.
+    Raises: ValueError where a depth picture is damaged, or where hardly a point passes the depth test because depth is in
+        other units than the points.
     """
+    if settings.depth:
+        views.depth = torch.from_numpy(np.stack([scene.depth(name, views.size)[0] for name in views.names]))
     shown = []
     for start in range(0, len(views.names), CHUNK):
         part = slice(start, start + CHUNK)
         depth = None if views.depth is None else views.depth[part]
         _, visible = visible_points(
-            coord, views.intrinsic[part], views.extrinsic[part], views.size, depth, tolerance, views.border
+            coord, views.intrinsic[part], views.extrinsic[part], views.size, depth, settings.tolerance, views.border
         )
         shown.append(visible)
     views.shown = torch.cat(shown)
