@@ -197,8 +197,8 @@ def write_features(
         storage, components: as `feature_storage.encode`.
         details: anything that JSON holds: the teacher's fingerprint, frames, tolerance.
 
-    Raises: ValueError, before anything is written, where counts differ, no point is visible, a value is not finite, or
-        the storage is unknown.
+    Raises: ValueError, before anything is written, where counts differ, no point is visible, a value or a row's length is
+        not finite in float32, or the storage is unknown.
     """
     features, mask = torch.as_tensor(features).detach().cpu(), np.asarray(mask)
     where = f"features of {teacher!r} for scene {scene!r}"
@@ -210,9 +210,9 @@ def write_features(
         raise ValueError(f"{where}: {len(features)} rows for {np.count_nonzero(mask)} visible points")
     if not len(features):
         raise ValueError(f"{where}: no point is visible, so there is nothing to write")
-    if not all(bool(torch.isfinite(part).all()) for part in features.split(CHUNK)):
-        raise ValueError(f"{where}: values that are not finite; nothing was written")
     features = features if features.dtype in (torch.float16, torch.float32) else features.float()
+    if not all(bool(torch.isfinite(part.float().norm(dim=1)).all()) for part in features.split(CHUNK)):
+        raise ValueError(f"{where}: values that are not finite, or whose squares are not in float32; nothing was written")
     encoding = encode(features, storage, components)
     cosine = cosine_kept(features, encoding)
     arrays = {"mask": np.packbits(mask), **encoding}

@@ -249,9 +249,9 @@ def test_what_cannot_be_written_is_refused_before_it_is(tmp_path, monkeypatch):
     bad = features.copy()
     bad[3, 5] = np.nan
     cases = [
-        ((bad, mask), "not finite"), ((features[1:], mask), "rows for"), ((features, mask[1:]), "one for each point"),
+        ((bad, mask), "not finite"), ((features * 1e30, mask), "squares"), ((features[1:], mask), "rows for"), ((features, mask[1:]), "one for each point"),
         ((features[:0], np.zeros_like(mask)), "no point is visible"), ((features, mask.astype(int)), "bool mask"),
-        ((features.astype(int), mask), "wanted floats"),
+        ((features.astype(int), mask), "wanted floats"), ((features.astype(np.float64) * 1e60, mask), "squares"),
     ]  # fmt: skip
     for (values, seen), message in cases:
         with pytest.raises(ValueError, match=message):
