@@ -47,7 +47,8 @@ class Replay(TorchDispatchMode):
             raise
         got = op(*there[0], **there[1])
         self.checked[name] = self.checked.get(name, 0) + 1
-        for place, (mine, theirs) in enumerate(zip(tree_flatten(got)[0], tree_flatten(expected)[0], strict=True)):
+        results = (tree_flatten(values)[0] for values in (got, expected) if expected is not None)
+        for place, (mine, theirs) in enumerate(zip(*results, strict=True)):
             self._compare(f"{name}, result {place}", name, mine.cpu(), theirs)
         for argument, mine, theirs in zip(declared, there[0], args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
