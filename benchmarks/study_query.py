@@ -1,7 +1,7 @@
 """How well queries find things in rooms: names of labels and free sentences, asked in three ways, and where to cut.
 
     python benchmarks/study_query.py --data-root data/rooms --source 2d --teacher sentence
-    python benchmarks/study_query.py --data-root data/rooms --weight exp/rooms/cua_o3d
+    python benchmarks/study_query.py --data-root data/rooms --weight exp/cua_o3d/words
 
 For each query and each scene that has at least 200 points of what it means: average precision of the similarity over all
 points of the scene (those in no image come last); IoU of the points above a threshold; and of the top region at that threshold, how

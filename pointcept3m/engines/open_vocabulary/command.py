@@ -20,7 +20,7 @@ EPILOG = """\
 SCENE is a scene folder of .npy files, a .ply, .pcd, .las, .npy, .npz or text file, or a folder of posed RGB-D frames. What
 it does not say is guessed, and each guess is printed with the flag that overrides it.
 
-  pointcept3m query "somewhere to sit" --scene data/rooms/val/room000000 --weight exp/rooms/cua_o3d --out heat.ply
+  pointcept3m query "somewhere to sit" --scene data/rooms/val/room000000 --weight exp/cua_o3d/words --out heat.ply
   pointcept3m query chair table lamp --scene scan.ply --weight model_best.pth --out heat.npz
   pointcept3m query --image chair.png --scene data/rooms/val/room000000 --source 2d
 """

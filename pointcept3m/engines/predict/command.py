@@ -15,7 +15,7 @@ or a folder of posed RGB-D frames. What it does not say is guessed, and each gue
 
   pointcept3m predict scan.ply --weight exp/rooms/semseg --out pred.ply
   pointcept3m predict scan.npy --weight model.pth --config configs/scannet/semseg.py --out pred.npz --mode vote
-  pointcept3m predict scan.ply --weight exp/rooms/cua_o3d --labels "chair,table,plant"
+  pointcept3m predict scan.ply --weight exp/cua_o3d/words --labels "chair,table,plant"
 """
 
 

@@ -19,7 +19,7 @@ EPILOG = """\
 The page takes text, an image, or a click on a point, and shows the similarity on the cloud, the best region and its place.
 It listens on this machine alone unless --host says otherwise; from elsewhere: ssh -L 8080:localhost:8080 THIS_MACHINE.
 
-  pointcept3m view data/rooms/val/room000000 --weight exp/rooms/cua_o3d
+  pointcept3m view data/rooms/val/room000000 --weight exp/cua_o3d/words
   pointcept3m view data/rooms/val/room000000 --source 2d --query "somewhere to sit"
 """
 
