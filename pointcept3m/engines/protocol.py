@@ -86,7 +86,7 @@ def open_vocabulary_kind(kind: str, views: int, augmented: bool, unseen: str = "
     ways = {
         "3d": "the distilled features of each point's voxel",
         "2d3d_max": "whichever of 2D and 3D has the larger cosine to any label (OpenScene)",
-        "2d3d_mean": "the mean of 2D and 3D features (CUA-O3D's release)",
+        "2d3d_mean": "the mean of 2D and 3D features (CUA-O3D)",
     }
     turned = ", turned and scaled at random" if augmented else ""
     summed = f"cosines of {views} views added up" if views > 1 else "1 view"

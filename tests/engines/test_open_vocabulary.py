@@ -203,6 +203,7 @@ def test_all_kinds_of_a_test_are_those_of_loops(scenes, tmp_path, model):
     first, *rest = tester.protocol.split("; ")
     assert first == f"4 classes (data.names) said as 'a {{label}} in a scene' to spelled, scored on {labelled} raw points"
     assert [words.partition(":")[0] for words in rest] == list(preds) and "that no camera saw are errors" in rest[1] and rest[0].endswith("1 view")
+    assert rest[3].endswith("each brought to length 1")
 
 
 def test_repeats_are_seeded_and_add_up(scenes, tmp_path, model):

@@ -262,7 +262,9 @@ class OpenVocabularyTester(TesterBase):
 
     def _words(self, kind: str, tally: Tally) -> str:
         missed = tally.missed / max(tally.labelled, 1)
-        lengths = "" if kind != "2d3d_mean" or self.normalize else ", of the lengths that they happen to have"
+        lengths = ""
+        if kind == "2d3d_mean":
+            lengths = ", each brought to length 1" if self.normalize else ", of the lengths that they happen to have, as in its release"
         return protocol.open_vocabulary_kind(kind, self.views, self.augment, self.unseen, missed) + lengths
 
     def _record(self, tallies: Mapping[str, list[Tally]]) -> None:
