@@ -348,7 +348,7 @@ def test_a_scene_without_a_visible_point_is_skipped_and_told(rooms, capsys):
     arguments = ["--data-root", str(rooms), "--split", "train", "--teacher", "text"]
     assert tool.main(arguments) == 0
     told = capsys.readouterr()
-    assert re.search(r"scenes   1 fused, 0 already there, 1 without a visible point, 0 failed", told.out)
+    assert re.search(r"scenes   1 fused, 0 already there, 1 skipped, 0 failed", told.out)
     assert f"skipped  train/{first.name}: none of its" in told.out
     assert not (first / "features").exists() and (second / "features" / "text.safetensors").is_file()
     np.save(second / "coord.npy", np.load(second / "coord.npy") + 500)
@@ -372,6 +372,7 @@ def test_mistyped_words_are_told(rooms):
     arguments = ["--data-root", str(rooms), "--teacher", "text"]
     for words, error, message in (
         (["--split", "trian"], FileNotFoundError, "did you mean 'train'"),
+        (["--data-root", str(rooms / "train"), "--split", "val"], FileNotFoundError, f"give --data-root {rooms} --split train"),
         (["--split", "train", "--scenes", "nowhere"], KeyError, "no scene 'nowhere'"),
         (["--split", "train", "--weight", "lseg=x"], KeyError, "no teacher is called 'lseg'"),
         (["--split", "train", "--device", "cuda"], ValueError, "no GPU"),

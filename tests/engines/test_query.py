@@ -1,5 +1,7 @@
 """Asking a scene: the cosines, the regions, what is said and written, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -391,6 +393,7 @@ def test_both_sources_and_points_that_are_not_finite(scene, tmp_path, capsys):
         (["chair", "--weight", "absent.pth"], "no file or run folder absent.pth"),
         (["chair", "--source", "3d"], "needs --weight"),
         (["chair", "--teacher", "lseg"], "no features of teacher 'lseg'"),
+        (["chair", "--feature-root", "elsewhere"], "whose features of elsewhere?"),
         (["chair", "--out", "x.obj"], "ends in one of .ply"),
         (["--point", "1,2", "--out", "a.npy"], "wanted INDEX or x,y,z"),
         (["--point", "90,0,0", "--out", "b.npy"], "m away"),
@@ -402,6 +405,13 @@ def test_errors_of_one_screen(scene, tmp_path, capsys, monkeypatch, words, said)
     monkeypatch.chdir(tmp_path)
     assert run_for_user(query_main, [*words, "--scene", str(scene[0])]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_scene_without_features(scene, tmp_path, capsys):
+    shutil.copytree(scene[0], tmp_path / "bare", ignore=shutil.ignore_patterns("features"))
+    assert run_for_user(query_main, ["chair", "--scene", str(tmp_path / "bare"), "--out", str(tmp_path / "a.npy")]) == 1
+    said = capsys.readouterr().err
+    assert "no features of images" in said and "fuse_features.py" in said and "--weight" in said
 
 
 def test_features_of_another_scene_and_of_another_space(scene, tmp_path, capsys):

@@ -62,6 +62,8 @@ def find_scenes(data_root: str | Path, splits: Sequence[str], names: Sequence[st
     for split in splits:
         folder = root / split
         if not folder.is_dir():
+            if any(root.glob("*/coord.npy")):
+                raise FileNotFoundError(f"{folder}: no such split; {root} holds scenes itself: give --data-root {root.parent} --split {root.name}")
             others = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
             raise FileNotFoundError(f"{folder}: no such split; {near_names(split, others) if others else f'{root} has no folder of scenes'}")
         scenes = sorted(path for path in folder.iterdir() if (path / "coord.npy").is_file())
@@ -178,7 +180,7 @@ def summary(reports: Sequence[SceneReport]) -> str:
     done = [report for report in reports if report.teachers]
     made = sum(any(not teacher.found for teacher in report.teachers.values()) for report in done)
     skipped, broken = [r for r in reports if r.skipped], [r for r in reports if r.error]
-    lines = [f"scenes   {made} fused, {len(done) - made} already there, {len(skipped)} without a visible point, {len(broken)} failed"]
+    lines = [f"scenes   {made} fused, {len(done) - made} already there, {len(skipped)} skipped, {len(broken)} failed"]
     visible, points = sum(r.num_visible for r in done), sum(r.num_points for r in done)
     if done:
         views = sum(r.views_per_point * r.num_visible for r in done) / visible

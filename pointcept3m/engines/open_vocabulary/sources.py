@@ -261,9 +261,18 @@ def open_sources(
 
 def _only_teacher(scene: Path, feature_root: str | Path | None) -> str:
     """The teacher whose features lie in the scene's folder and whose text encoder is known, or the only one there."""
-    have = sorted(path.stem for path in (scene / "features").glob("*.safetensors")) if feature_root is None else []
+    if feature_root is not None:
+        raise ValueError(f"--source 2d: whose features of {feature_root}? --teacher NAME says it")
+    have = sorted(path.stem for path in (scene / "features").glob("*.safetensors"))
+    if not have:
+        raise FileNotFoundError(
+            f"--source 2d: no features of images at {scene / 'features'}; tools/preprocess/fuse_features.py makes them from the scene's "
+            "frames, --features FILE or --feature-root FOLDER --teacher NAME says where others lie, --weight asks a distilled network instead"
+        )
     known = [name for name in have if name in ENCODERS] or have
     if len(known) != 1:
-        choice = " or ".join(known) or "NAME"
-        raise ValueError(f"--source 2d: whose features? --teacher {choice} says it, or --features FILE; {scene / 'features'} has {', '.join(have) or 'none'}")
+        raise ValueError(
+            f"--source 2d: whose features? --teacher {' or '.join(known)} says it, or --features FILE; "
+            f"{scene / 'features'} has {', '.join(have)}"
+        )
     return known[0]
