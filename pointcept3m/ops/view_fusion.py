@@ -173,8 +173,9 @@ def _check_views(
     intrinsic, extrinsic = intrinsic.detach().double(), extrinsic.detach().double()
     if not torch.compiler.is_compiling():
         _check_cameras(op, intrinsic, extrinsic)
-    matrix = intrinsic @ extrinsic[:, :3]
-    return matrix.contiguous(), height, width, depth, float(tolerance), border
+    # product by product: a library's batched one may round otherwise for another number of views
+    parts = [intrinsic[:, :, k, None] * extrinsic[:, None, k] for k in range(3)]
+    return ((parts[0] + parts[1]) + parts[2]).contiguous(), height, width, depth, float(tolerance), border
 
 
 def _check_cameras(op: str, intrinsic: Tensor, extrinsic: Tensor) -> None:
