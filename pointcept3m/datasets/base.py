@@ -54,6 +54,7 @@ class PointDataset(ShowsArguments, Dataset):
             Samples then hold `feature_row` and `feature_files`, which `SampleTargets` reads; scenes without such files leave
             the list, and the log says how many.
         feature_root: the folder of those files; None where they lie in the scene folders.
+        feature_common: takes the points that all those teachers know, where by default masks that differ are an error.
 
     Raises: FileNotFoundError where the data are not there, with `hint`: what to put where, and which command needs
         none of it.
@@ -77,6 +78,7 @@ class PointDataset(ShowsArguments, Dataset):
         la_file: str | Path | None = None,
         feature_teachers: Sequence[str] = (),
         feature_root: str | Path | None = None,
+        feature_common: bool = False,
     ) -> None:
         super().__init__()
         if on_bad_scene not in ("raise", "skip"):
@@ -98,7 +100,7 @@ class PointDataset(ShowsArguments, Dataset):
         self.data_list = self.get_data_list()
         if self.la_rows is not None:
             require_annotated(map(self.scene_name, self.data_list), self.la_rows)
-        self.features = SceneFeatures(feature_teachers, feature_root) if feature_teachers else None
+        self.features = SceneFeatures(feature_teachers, feature_root, feature_common) if feature_teachers else None
         if self.features is not None:
             self.data_list = self.features.scenes_with_files(self.data_list)
         self.num_labelled = self._count_labelled()

@@ -15,12 +15,16 @@ logger = logging.getLogger("pointcept3m")
 
 
 class SceneFeatures:
-    """The fused features of `teachers`, below `root` or in the scene folders."""
+    """The fused features of `teachers`, below `root` or in the scene folders.
 
-    def __init__(self, teachers: Sequence[str], root: str | Path | None = None) -> None:
+    common: take the points that all teachers have features of, instead of refusing masks that differ. For files whose points
+    were drawn apart, as OpenScene's downloads of two teachers.
+    """
+
+    def __init__(self, teachers: Sequence[str], root: str | Path | None = None, common: bool = False) -> None:
         if isinstance(teachers, str):
             raise TypeError(f"feature_teachers must be a list of names, got the string {teachers!r}")
-        self.teachers, self.root = tuple(teachers), root
+        self.teachers, self.root, self.common = tuple(teachers), root, common
 
     def scenes_with_files(self, folders: Sequence[Path]) -> list[Path]:
         """Those of `folders` that have a file of each teacher; the log says how many have not, and names the first.
@@ -47,12 +51,13 @@ class SceneFeatures:
 
         coord [N, 3]: the scene's points as they lie on disk. Where a scene has several files of each teacher (OpenScene's
         random subsets `{scene}_{n}.pt`), one number is drawn for all teachers.
-        Raises: ValueError where a file is of other points, or the teachers' masks differ.
+        Raises: ValueError where a file is of other points, or the teachers' masks differ (unless `common`).
         """
         found = {name: find_features(folder, name, self.root) for name in self.teachers}
         most = min(map(len, found.values()))
         turn = random.randrange(most) if most > 1 else 0
         files = {name: open_features(paths[turn], len(coord), coord) for name, paths in found.items()}
-        check_masks(list(files.values()))
-        mask = next(iter(files.values())).mask
+        if not self.common:
+            check_masks(list(files.values()))
+        mask = np.logical_and.reduce([file.mask for file in files.values()])
         return {"feature_files": files, "feature_row": np.where(mask, np.arange(len(coord)), -1)}

@@ -121,14 +121,18 @@ def test_masks_that_differ(tmp_path):
     with pytest.raises(ValueError, match="7") as caught:
         dataset_of(tmp_path)[0]
     assert "lseg" in str(caught.value) and "sd" in str(caught.value)
+    sample = dataset_of(tmp_path, feature_common=True)[0]
+    assert set(sample["target_lseg"][:, 0].long().tolist()) <= set(np.flatnonzero(mask).tolist())
+    assert len(sample["target_sd"]) == len(sample["target_lseg"]) > 0
 
 
-def test_a_sample_without_a_visible_point(tmp_path):
-    folder = make_scene(tmp_path, "a", points=50, seen=2.0)
-    file = open_features(feature_path(folder, "sd"))
+def test_a_sample_without_a_visible_point(tmp_path, caplog):
+    file = open_features(feature_path(make_scene(tmp_path, "a", points=50, seen=2.0), "sd"))
     data = dict(coord=np.zeros((5, 3)), feature_row=np.full(5, -1), feature_files={"sd": file}, name="a")
-    with pytest.raises(ValueError, match="none of the 5 points"):
-        SampleTargets(10)(data)
+    with caplog.at_level(logging.WARNING, logger="pointcept3m"):
+        sample = SampleTargets(10)(data)
+    assert sample["target_index"].shape == (0,) and sample["target_sd"].shape == (0, 9)
+    assert "scene a" in caplog.text and "5 points" in caplog.text
 
 
 @pytest.mark.parametrize("number", [0, -3, 2.5])

@@ -252,13 +252,17 @@ def test_batches_that_do_not_fit(change, error, words):
         make_model()(batch)
 
 
-def test_a_batch_without_a_target():
-    batch = make_batch()
+@pytest.mark.parametrize("kind", ["scalar", "scene", "point", "auto_weight"])
+def test_a_batch_without_a_target_teaches_nothing(kind):
+    """No camera saw what a crop left: losses and gradients are 0, and every parameter has one, as DDP wants it."""
+    model, batch = make_model(uncertainty=dict(kind=kind)), make_batch()
     batch["target_index"] = batch["target_index"][:0]
     for name in HEADS:
         batch[f"target_{name}"] = batch[f"target_{name}"][:0]
-    with pytest.raises(ValueError, match="no voxel of the batch has a target"):
-        make_model()(batch)
+    result = model(batch)
+    result["loss"].backward()
+    assert all(result[f"{name}_loss"] == 0 for name in HEADS) and result["loss"] == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """The transform that turns fused 2D features into the targets of distillation."""
 
+import logging
+
 import numpy as np
 
 from pointcept3m.datasets.builder import TRANSFORMS
 from pointcept3m.datasets.transforms.compose import DataDict, Transform
+
+logger = logging.getLogger("pointcept3m")
 
 
 @TRANSFORMS.register_module()
@@ -12,10 +16,9 @@ class SampleTargets(Transform):
 
     Put it where no point is dropped any more, after GridSample and crops: only then are features read, and only those.
     Adds `target_index` [S] int64, rows of the sample in ascending order, and for each teacher `target_<name>` [S, D] float32;
-    takes the open files out of the sample.
+    takes the open files out of the sample. Where no camera saw a point of what is left of the scene, there are no targets, and
+    the log says so; the scene then teaches nothing this time.
     CUA-O3D Sec. 4.2: 20,000 points a scene (the released code stores up to 300,000 and uses all of them).
-
-    Raises: ValueError where not one point of the sample was seen by a camera.
     """
 
     reads = ("coord", "feature_row", "feature_files")
@@ -29,7 +32,8 @@ class SampleTargets(Transform):
         files, row = data_dict.pop("feature_files"), data_dict.pop("feature_row")
         seen = np.flatnonzero(row >= 0)
         if len(seen) == 0:
-            raise ValueError(f"SampleTargets: a camera saw none of the {len(row)} points of this sample; does a crop before it keep too few?")
+            words = "scene %s: no camera saw any of the %d points that a crop or the grid kept of it, so it has no targets this time"
+            logger.warning(words, data_dict.get("name", "without a name"), len(row))
         if len(seen) > self.num_points:
             seen = np.sort(np.random.choice(seen, self.num_points, replace=False))
         data_dict["target_index"] = seen

@@ -107,9 +107,13 @@ class CUAO3D(nn.Module):
         return result.scatter_reduce(1, self.vocabulary_class.expand_as(cosine), cosine, "amax")
 
     def distill(self, feature: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The losses at the supervised voxels; see `forward`."""
+        """The losses at the supervised voxels, 0 where there are none; see `forward`."""
         rows = self._rows(feature, batch)
         chosen, losses = feature[rows], {}
+        if len(rows) == 0:
+            # Nothing to learn, but a gradient of 0 for every parameter: other processes wait for this one's.
+            nothing = sum(parameter.sum() for parameter in self.parameters()) * 0 + feature.sum() * 0
+            return {"loss": nothing, **{f"{name}_loss": nothing for name in self.teachers}}
         for name in self.teachers:
             target = batch[f"target_{name}"]
             if target.shape != (len(rows), self.dims[name]):
@@ -143,9 +147,7 @@ class CUAO3D(nn.Module):
                 raise KeyError(f"CUA-O3D: the batch lacks {key}; {near_names(key, batch)}. Does the data set name feature_teachers, "
                                "and do its transforms have SampleTargets and collect the targets?")  # fmt: skip
         rows = batch["target_index"]
-        if len(rows) == 0:
-            raise ValueError(f"CUA-O3D: no voxel of the batch has a target (scenes {batch.get('name', 'unnamed')})")
-        if int(rows.max()) >= len(feature):
+        if len(rows) and int(rows.max()) >= len(feature):
             raise ValueError(f"CUA-O3D: target_index reaches voxel {int(rows.max())} of {len(feature)}")
         return rows
 
