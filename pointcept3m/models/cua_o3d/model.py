@@ -17,7 +17,7 @@ from pointcept3m.models.cua_o3d.uncertainty import build_uncertainty
 from pointcept3m.models.heads.segmentor import features_of
 from pointcept3m.utils.registry import near_names
 
-CHUNK = 8192  # supervised voxels whose head outputs are in memory at a time
+CHUNK = 4096  # supervised voxels whose head outputs are in memory at a time
 TEMPERATURE = 0.01  # of cosines that become logits; it moves no argmax, only how votes of several views mix
 
 
