@@ -24,7 +24,7 @@ from pointcept3m.engines.open_vocabulary.scene_embedding import (
 )
 from pointcept3m.engines.open_vocabulary.sources import open_model, open_sources, read_scene
 from pointcept3m.models import build_model
-from pointcept3m.models.text import PocketTextEncoder
+from pointcept3m.models.text import PocketTextEncoder, embed_labels
 from pointcept3m.structures.fused_features import feature_path
 from pointcept3m.structures.label_sets import LabelSet, free_labels
 from pointcept3m.utils.config import Config
@@ -265,6 +265,16 @@ def test_the_prompt_is_for_labels(asked):
     query = asked[0]
     vocabulary = query.vocabulary(free_labels("chair,bed"))
     np.testing.assert_allclose(vocabulary.embedding, query.texts(["a chair in a scene", "a bed in a scene"]), atol=1e-6)
+
+
+def test_every_prompt_of_a_config_is_used(scene, tmp_path, encoder):
+    sentences = ["a {label} in a scene", "a photo of a {label}"]
+    (tmp_path / "config.py").write_text(f"text_encoder = dict(type='PocketTextEncoder')\nprompt = {sentences}\n")
+    sources = open_sources(scene[0], config=tmp_path / "config.py", teacher="text", say=lambda line: None)
+    query = SceneQuery(sources.embedding, sources.encoder, sources.prompt)
+    both, first = (embed_labels(encoder, ("chair", "table"), prompt) for prompt in (sentences, sentences[0]))
+    found = query.vocabulary(LabelSet("pair", ("chair", "table"))).embedding
+    assert torch.allclose(found, both, atol=1e-6) and not torch.allclose(found, first, atol=1e-3)
 
 
 # regions

@@ -95,10 +95,7 @@ def _outputs(arguments: Any) -> list[Path]:
         if not path.is_file():
             raise FileNotFoundError(f"--image {path}: no such image; {near_files(path)}")
     scene = arguments.scene
-    if arguments.out is None:
-        arguments.out = Path(f"{scene.resolve().name if scene.is_dir() else scene.stem}.query.ply")
-        print(f"writes {arguments.out} into this folder (--out)")
-    out = arguments.out
+    out = arguments.out or Path(f"{scene.resolve().name if scene.is_dir() else scene.stem}.query.ply")
     paths = [out]
     if out.suffix.lower() == ".ply" and len(names) > 1:
         paths = [out.with_name(f"{out.stem}.{number}-{slug(name)}.ply") for number, name in enumerate(names, 1)]
@@ -106,6 +103,8 @@ def _outputs(arguments: Any) -> list[Path]:
         check_output(path, arguments.overwrite, OUTPUTS)
         if path.resolve() == scene.resolve():
             raise ValueError(f"--out {path} is the scene itself; wanted another name")
+    if arguments.out is None:
+        print(f"writes {out} into this folder (--out)")
     return paths
 
 

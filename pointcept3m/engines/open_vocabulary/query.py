@@ -35,7 +35,7 @@ class SceneQuery:
     (0.647 to 0.632 with MiniLM, 0.612 to 0.517 with the pocket text encoder), so it is an option.
     """
 
-    def __init__(self, embedding: Embedding, encoder: TextEncoder, prompt: str, negatives: Sequence[str] = NEGATIVES):
+    def __init__(self, embedding: Embedding, encoder: TextEncoder, prompt: str | Sequence[str], negatives: Sequence[str] = NEGATIVES):
         self.embedding, self.encoder, self.prompt = embedding, encoder, prompt
         self.negatives = tuple(negatives)
         self._sentences: dict[tuple[str, str], Tensor] = {}  # what was embedded, by encoder and text

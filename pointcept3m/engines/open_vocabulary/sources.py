@@ -21,12 +21,11 @@ from pointcept3m.engines.open_vocabulary.scene_embedding import (
     embed_files,
     embed_scan,
 )
-from pointcept3m.engines.open_vocabulary.vocabulary import configured_labels
+from pointcept3m.engines.open_vocabulary.vocabulary import configured_labels, prompt_of
 from pointcept3m.engines.visualize.point_features import InputRecipe, config_of, input_recipe
 from pointcept3m.engines.visualize.scene_files import PointScene
 from pointcept3m.models.builder import MODELS, TEXT_ENCODERS, build_model
 from pointcept3m.models.text import TextEncoder
-from pointcept3m.models.text.base import PROMPT
 from pointcept3m.structures.fused_features import find_features, open_features
 from pointcept3m.structures.label_sets import LABEL_SETS, LabelSet
 from pointcept3m.utils.config import Config
@@ -154,12 +153,6 @@ def build_encoder(word: str | Mapping[str, Any] | None, cfg: Mapping[str, Any] |
     return TEXT_ENCODERS.build(dict(chosen))
 
 
-def prompt_of(cfg: Mapping[str, Any] | None) -> str:
-    """The sentence that labels are put into: that of the config, else OpenScene's."""
-    prompt = (cfg or {}).get("prompt") or PROMPT
-    return prompt if isinstance(prompt, str) else str(list(prompt)[0])
-
-
 @dataclass
 class Sources:
     """All that a query needs: the scene, its embedding, the encoder of its text space, and how labels are asked for."""
@@ -167,7 +160,7 @@ class Sources:
     scene: AskedScene
     embedding: Embedding
     encoder: TextEncoder
-    prompt: str
+    prompt: str | Sequence[str]
     names: Sequence[str] = ()  # of the config's classes
     model: DistilledModel | None = None
 

@@ -18,13 +18,13 @@ from pointcept3m.utils.registry import near_names
 class Vocabulary:
     """K classes as T texts in the space of a text encoder.
 
-    embedding: float32 [T, D], of length 1. encoder: its name. prompt: the sentence that each word was put into.
+    embedding: float32 [T, D], of length 1. encoder: its name. prompt: the sentence, or sentences, that each word was put into.
     """
 
     labels: LabelSet
     embedding: Tensor
     encoder: str
-    prompt: str
+    prompt: str | Sequence[str]
 
     @property
     def mapping(self) -> Tensor:
@@ -80,6 +80,11 @@ def labels_of_data(dataset: Any, asked: LabelSet | str | Sequence[str] | None, c
     return labels
 
 
+def prompt_of(cfg: Mapping[str, Any] | None) -> str | Sequence[str]:
+    """The sentence that labels are put into, or several: those of the config, else OpenScene's."""
+    return (cfg or {}).get("prompt") or PROMPT
+
+
 def build_vocabulary(cfg: Mapping[str, Any], labels: LabelSet | str | Sequence[str] | None = None) -> Vocabulary:
     """`labels` in the space of the config's `text_encoder`, each word put into its `prompt`.
 
@@ -94,7 +99,7 @@ def build_vocabulary(cfg: Mapping[str, Any], labels: LabelSet | str | Sequence[s
     elif not isinstance(labels, LabelSet):
         labels = named_or_free(labels)
     encoder = TEXT_ENCODERS.build(cfg["text_encoder"])
-    prompt = cfg.get("prompt") or PROMPT
+    prompt = prompt_of(cfg)
     embedding = embed_labels(encoder, labels.texts, prompt).float()
     return Vocabulary(labels, embedding, encoder.name, prompt)
 
