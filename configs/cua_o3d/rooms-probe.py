@@ -1,6 +1,6 @@
 """Linear probe of the heads of configs/cua_o3d/rooms.py on rooms' labels (the miniature of Table 5).
 
-    sh tools/train.sh -c configs/cua_o3d/rooms-probe.py -w exp/cua_o3d/rooms/model/model_last.pth mode=average
+    sh tools/train.sh -c configs/cua_o3d/rooms-probe.py -w exp/cua_o3d/words/model/model_last.pth mode=average
 """
 
 _base_ = ["rooms.py"]

@@ -174,6 +174,12 @@ class Scene:
             self._frame_names = tuple(sorted(common, key=natural_key))
         return self._frame_names
 
+    @property
+    def incomplete_frames(self) -> tuple[str, ...]:
+        """The frames that have colour, but no pose or (where the scene `has_depth`) no depth, in the order of their numbers."""
+        whole = set(self.frame_names)
+        return tuple(sorted((name for name in self._color_paths if name not in whole), key=natural_key))
+
     def intrinsic(self, kind: str = "depth", frame: str | None = None) -> NDArray[np.float64]:
         """The [3, 3] intrinsic of the "color" or "depth" images, at their own size on disk.
 

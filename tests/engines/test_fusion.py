@@ -320,6 +320,13 @@ def test_frames_without_usable_poses(rooms):
         run(rooms)
     report = run(rooms, settings=ViewSettings(tolerance=0.02, skip_bad_frames=True))[0]
     assert report.left_out == [lost.stem] and report.num_frames == 3
+    away = sorted((folder / "depth").iterdir())[3]
+    kept = away.rename(folder / away.name)
+    with pytest.raises(ValueError, match=rf"1 of 4 frames with colour have no pose or depth.*\({away.stem}\).*--skip-bad-frames"):
+        run(rooms)
+    report = run(rooms, settings=ViewSettings(tolerance=0.02, skip_bad_frames=True))[0]
+    assert report.left_out == [away.stem, lost.stem] and report.num_frames == 2
+    kept.rename(away)
     for path in (folder / "pose").iterdir():
         np.savetxt(path, np.full((4, 4), -np.inf))
     with pytest.raises(ValueError, match="none of its 4 frames is left.*4 without a usable pose"):

@@ -222,7 +222,7 @@ def test_what_cannot_be_asked(asked, wrong, error, words):
 
 def test_an_image_that_is_none(asked, tmp_path, monkeypatch):
     (tmp_path / "not.png").write_text("no picture")
-    with pytest.raises(ValueError, match="none that can be read"):
+    with pytest.raises(ValueError, match="no image that can be read"):
         asked[0](tmp_path / "not.png")
     with pytest.raises(FileNotFoundError, match="near it"):
         asked[0](tmp_path / "nat.png")
@@ -265,6 +265,16 @@ def test_the_prompt_is_for_labels(asked):
     query = asked[0]
     vocabulary = query.vocabulary(free_labels("chair,bed"))
     np.testing.assert_allclose(vocabulary.embedding, query.texts(["a chair in a scene", "a bed in a scene"]), atol=1e-6)
+
+
+def test_words_that_are_refused_before_anything_is_read(scene, capsys, monkeypatch):
+    monkeypatch.setattr("pointcept3m.engines.open_vocabulary.sources.open_sources", None)
+    for words, said in (
+        (["--negatives", "object"], "--negatives belongs to --relevancy"), (["--negatives", "", "--relevancy"], "wanted words with commas"),
+        (["--point", "1,2"], "wanted INDEX or x,y,z"), (["--scene", str(scene[0].parent)], "a folder of 1 scenes; name one of them"),
+    ):  # fmt: skip
+        assert run_for_user(query_main, ["chair", "--scene", str(scene[0]), *words]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_every_prompt_of_a_config_is_used(scene, tmp_path, encoder):

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--border", type=int, help="pixels at the border that do not count, at that size (10)")
     add("--color-side", type=int, help="longer side of the pictures that teachers get (640, or --depth-side if that is more)")
     add("--sampling", default="bilinear", choices=["bilinear", "nearest"], help="of the teachers' maps (bilinear)")
-    add("--skip-bad-frames", action="store_true", help="leave out frames whose pose is not finite")
+    add("--skip-bad-frames", action="store_true", help="leave out frames without a pose or depth, or whose pose is not finite")
     add("--skip-broken", action="store_true", help="go on past scenes that cannot be fused, and list them at the end")
     add("--overwrite", action="store_true", help="fuse anew what is there already")
     add("--batch", type=int, default=8, help="frames a teacher sees at once (8)")

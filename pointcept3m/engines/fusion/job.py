@@ -168,7 +168,7 @@ def line(report: SceneReport) -> str:
         return f"skipped: {report.skipped}"
     kept = ", ".join(f"{name} {'found' if t.found else f'{t.cosine[0]:.4f}'}" for name, t in report.teachers.items())
     share = report.num_visible / report.num_points
-    bad = f", {len(report.left_out)} frames with a bad pose left out" if report.left_out else ""
+    bad = f", {len(report.left_out)} frames without a usable pose or depth left out" if report.left_out else ""
     return (
         f"{share:.1%} of {report.num_points} points visible in {report.num_frames} frames, {report.views_per_point:.1f} views a point{bad}; "
         f"cosine kept: {kept} ({report.seconds:.1f} s)"

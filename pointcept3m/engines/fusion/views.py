@@ -82,7 +82,7 @@ class Views:
 
     depth [V, *size] in metres, None where it is not tested or not read yet · shown [V, N] bool, point n is visible in
     view v · color_size (H, W) of the pictures for teachers · digest of names, poses and intrinsics · left_out, names of
-    frames with a bad pose.
+    frames without a usable pose or depth.
     """
 
     names: list[str]
@@ -109,10 +109,20 @@ def shrink(size: SizeHW, side: int) -> SizeHW:
 
 
 def choose_frames(scene: Scene, settings: ViewSettings) -> tuple[list[str], list[str]]:
-    """(frames to fuse, frames left out for their pose). Raises ValueError where none is left, and as `Scene.pose`."""
+    """(frames to fuse, frames left out for what they lack or for their pose).
+
+    Raises: ValueError where frames of colour have no pose or no depth, unless `skip_bad_frames`, or none is left; as `Scene.pose`.
+    """
     held = set(heldout(scene.frame_names, settings.holdout))
     names = [name for name in scene.frame_names if name not in held][:: settings.every]
-    left_out = []
+    left_out = list(scene.incomplete_frames)
+    if left_out and not settings.skip_bad_frames:
+        kinds = "pose or depth" if scene.has_depth else "pose"
+        shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        raise ValueError(
+            f"{scene.frames_root}: {len(left_out)} of {len(left_out) + len(scene.frame_names)} frames with colour have no {kinds} under their "
+            f"name ({shown}): was all of the scene copied? --skip-bad-frames leaves them out"
+        )
     for name in list(names) if settings.skip_bad_frames else ():
         try:
             scene.pose(name)

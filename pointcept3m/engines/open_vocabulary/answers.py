@@ -27,22 +27,17 @@ def named_queries(texts: Sequence[str], images: Sequence[Path], points: Sequence
     points: INDEX or x,y,z in the scene's file. Raises: ValueError for another form, or a place with no point near it.
     """
     found: list[tuple[str, Any]] = [(text, text) for text in texts]
-    found += [(path.stem, path) for path in images]
+    found += [(f"image {path.name}", path) for path in images]
     return found + [(f"point {point}", point_number(point, scene)) for point in points]
 
 
 def point_number(word: str, scene: AskedScene) -> int:
     """The number of the point that INDEX or x,y,z names, counted as the scene's file has its points."""
-    if word.isdigit():
-        if int(word) >= len(scene):
+    place = parse_point(word)
+    if isinstance(place, int):
+        if place >= len(scene):
             raise ValueError(f"--point {word}: {scene.name} has points 0 to {len(scene) - 1}")
-        return int(word)
-    try:
-        place = np.array([float(part) for part in word.split(",")])
-    except ValueError:
-        place = np.zeros(0)
-    if place.shape != (3,) or not np.isfinite(place).all():
-        raise ValueError(f"--point {word}: wanted INDEX or x,y,z in the scene's file")
+        return place
     distance = np.linalg.norm(scene.original_coord - place, axis=1)
     nearest = int(np.nanargmin(distance))
     if distance[nearest] * scene.scene.unit > MAX_DISTANCE:
@@ -52,6 +47,19 @@ def point_number(word: str, scene: AskedScene) -> int:
             f"in ({low}) to ({high})"
         )
     return nearest
+
+
+def parse_point(word: str) -> int | NDArray[np.float64]:
+    """INDEX, or x,y,z as an array [3]. Raises ValueError for anything else."""
+    if word.isdigit():
+        return int(word)
+    try:
+        place = np.array([float(part) for part in word.split(",")])
+    except ValueError:
+        place = np.zeros(0)
+    if place.shape != (3,) or not np.isfinite(place).all():
+        raise ValueError(f"--point {word}: wanted INDEX or x,y,z in the scene's file")
+    return place
 
 
 def report(

@@ -65,10 +65,12 @@ def query_main(argv: Sequence[str] | None = None) -> int:
     check_source(arguments.source, arguments.weight, arguments.scene)
     out = _outputs(arguments)
     labels = named_or_free(arguments.labels) if arguments.labels else None
-    negatives = [word.strip() for word in arguments.negatives.split(",")] if arguments.negatives else NEGATIVES
+    negatives = _negatives(arguments) or NEGATIVES
     sources = open_sources(arguments.scene, rgbd=rgbd_options(arguments), **source_options(arguments), **scan_options(arguments))
     query = SceneQuery(sources.embedding, sources.encoder, sources.prompt, negatives)
     queries = named_queries(arguments.text, arguments.image, arguments.point, sources.scene)
+    if arguments.image and sources.encoder.reads_images:
+        print(f"images are looked at by {sources.encoder.image_side}")
     vocabulary = query.vocabulary(labels or sources.labels())
     similarity = []
     for name, asked in queries:
@@ -82,15 +84,18 @@ def query_main(argv: Sequence[str] | None = None) -> int:
 
 def _outputs(arguments: Any) -> list[Path]:
     """The files to write: one .ply for each query, one .npy or .npz for all. Raises as `check_output`, ValueError for no query."""
+    from pointcept3m.engines.open_vocabulary.answers import parse_point
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.utils.files import near_files
 
     for text in arguments.text:
         if not text.strip():
             raise ValueError("an empty query: wanted words, such as 'somewhere to sit'")
-    names = [*arguments.text, *(path.stem for path in arguments.image), *(f"point {point}" for point in arguments.point)]
+    names = [*arguments.text, *(f"image {path.stem}" for path in arguments.image), *(f"point {point}" for point in arguments.point)]
     if not names:
         raise ValueError("nothing was asked: give a text ('somewhere to sit'), --image FILE or --point INDEX")
+    for point in arguments.point:
+        parse_point(point)
     for path in arguments.image:
         if not path.is_file():
             raise FileNotFoundError(f"--image {path}: no such image; {near_files(path)}")
@@ -106,6 +111,18 @@ def _outputs(arguments: Any) -> list[Path]:
     if arguments.out is None:
         print(f"writes {out} into this folder (--out)")
     return paths
+
+
+def _negatives(arguments: Any) -> list[str]:
+    """The words of --negatives, none where it was not given. Raises ValueError for empty ones, or without --relevancy."""
+    if arguments.negatives is None:
+        return []
+    words = [word.strip() for word in arguments.negatives.split(",")]
+    if not all(words):
+        raise ValueError(f"--negatives {arguments.negatives!r}: wanted words with commas between them, such as 'object,things,stuff'")
+    if not arguments.relevancy:
+        raise ValueError("--negatives belongs to --relevancy; give both, or neither")
+    return words
 
 
 def slug(text: str) -> str:

@@ -143,7 +143,7 @@ def _decode(image: Path | bytes) -> Tensor:
                 raise ValueError(f"{name}: {picture.width} x {picture.height} pixels, wanted at most {MAX_PIXELS:,} in all")
             return read_image(np.array(picture.convert("RGB")))
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is none that can be read; wanted a PNG or JPEG") from error
+        raise ValueError(f"{name}: no image that can be read; wanted a PNG or JPEG") from error
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: is damaged or too large ({error})") from error
 

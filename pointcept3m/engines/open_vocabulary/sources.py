@@ -13,7 +13,6 @@ from torch import nn
 from pointcept3m.datasets.readers.cloud import check_rgbd, is_rgbd, read_cloud
 from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.engines.checkpoint import load_weights
-from pointcept3m.engines.defaults import fill_registries
 from pointcept3m.engines.open_vocabulary.scene_embedding import (
     Embedding,
     EnsembleEmbedding,
@@ -21,10 +20,10 @@ from pointcept3m.engines.open_vocabulary.scene_embedding import (
     embed_files,
     embed_scan,
 )
-from pointcept3m.engines.open_vocabulary.vocabulary import configured_labels, prompt_of
+from pointcept3m.engines.open_vocabulary.vocabulary import ENCODERS, build_encoder, configured_labels, prompt_of
 from pointcept3m.engines.visualize.point_features import InputRecipe, config_of, input_recipe
 from pointcept3m.engines.visualize.scene_files import PointScene
-from pointcept3m.models.builder import MODELS, TEXT_ENCODERS, build_model
+from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.models.text import TextEncoder
 from pointcept3m.structures.fused_features import find_features, open_features
 from pointcept3m.structures.label_sets import LABEL_SETS, LabelSet
@@ -34,11 +33,6 @@ from pointcept3m.utils.registry import near_names
 
 Say = Callable[[str], None]
 SOURCES = ("3d", "2d", "2d3d")
-# Text encoders of the teachers that need no more than a name.
-ENCODERS: dict[str, dict[str, Any]] = {
-    "text": dict(type="PocketTextEncoder"),
-    "sentence": dict(type="SentenceEncoder"),
-}
 
 
 @dataclass
@@ -131,28 +125,6 @@ def open_model(weight: str, config: str | Path | None = None, device: str | torc
     return DistilledModel(path, cfg, input_recipe(cfg), network.to(device).eval(), device)
 
 
-def build_encoder(word: str | Mapping[str, Any] | None, cfg: Mapping[str, Any] | None, teacher: str | None) -> TextEncoder:
-    """The text encoder that `word` names (dict(type=...), or its text), else that of the config, else the teacher's own.
-
-    Raises: KeyError or ValueError where none is named and the teacher is not one whose encoder is known; as the encoder does.
-    """
-    fill_registries()
-    if isinstance(word, str):
-        if word in ENCODERS:
-            word = ENCODERS[word]
-        else:
-            word = Config.fromtext(f"encoder = {word}", f"--text-encoder {word}").get("encoder")
-    chosen = word or (cfg or {}).get("text_encoder") or ENCODERS.get(teacher or "")
-    if chosen is None:
-        raise ValueError(
-            f"which text encoder belongs to {teacher!r} is not known; name it: --text-encoder \"dict(type='OpenClipTextEncoder', "
-            f"model_name='ViT-B-32-quickgelu', weight='FILE')\", or --config with text_encoder in it ({', '.join(ENCODERS)} know theirs)"
-        )
-    if not isinstance(chosen, Mapping) or "type" not in chosen:
-        raise ValueError(f"--text-encoder: wanted dict(type=..., ...) or one of {', '.join(ENCODERS)}, got {chosen!r}")
-    return TEXT_ENCODERS.build(dict(chosen))
-
-
 @dataclass
 class Sources:
     """All that a query needs: the scene, its embedding, the encoder of its text space, and how labels are asked for."""
@@ -183,6 +155,8 @@ def check_source(source: str | None, weight: str | None, scene: Path) -> str:
         raise ValueError(f"--source knows no {source!r}; {near_names(source, SOURCES)}")
     if "3d" in source and weight is None:
         raise ValueError(f"--source {source} needs --weight, a distilled model; --source 2d asks the fused features alone")
+    if scene.is_dir() and not (scene / "coord.npy").is_file() and (inside := sorted(scene.glob("*/coord.npy"))):
+        raise ValueError(f"--scene {scene}: a folder of {len(inside)} scenes; name one of them, such as {inside[0].parent}")
     if "2d" in source and is_rgbd(scene):
         raise ValueError(f"--source {source}: {scene} is a folder of frames, whose fused cloud has no feature files; preprocess it first")
     return source

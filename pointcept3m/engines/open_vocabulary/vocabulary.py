@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pointcept3m.engines.defaults import fill_registries
 from pointcept3m.models.builder import TEXT_ENCODERS
-from pointcept3m.models.text import embed_labels
+from pointcept3m.models.text import TextEncoder, embed_labels
 from pointcept3m.models.text.base import PROMPT
 from pointcept3m.structures.label_sets import LABEL_SETS, LabelSet, named_or_free
-from pointcept3m.utils.registry import near_names
+from pointcept3m.utils.config import Config
+
+# Text encoders of the teachers that need no more than a name.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "text": dict(type="PocketTextEncoder"),
+    "sentence": dict(type="SentenceEncoder"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def labels_of_data(dataset: Any, asked: LabelSet | str | Sequence[str] | None, c
         raise ValueError(
             f"label set {labels.name!r} has {len(labels)} classes ({', '.join(labels.names[:4])}, ...), but the labels of {type(dataset).__name__} are "
             f"those of {theirs.name!r}, {len(theirs)} ({', '.join(theirs.names[:4])}, ...): scores would compare one with the other. Leave label_set out, or "
-            "give a data set with labels of that set"
+            "give a data set with labels of that set, such as data.test.type=ScanNet200Dataset"
         )
     return labels
 
@@ -85,20 +92,47 @@ def prompt_of(cfg: Mapping[str, Any] | None) -> str | Sequence[str]:
     return (cfg or {}).get("prompt") or PROMPT
 
 
+def build_encoder(word: str | Mapping[str, Any] | None, cfg: Mapping[str, Any] | None, teacher: str | None) -> TextEncoder:
+    """The text encoder that `word` names (dict(type=...), or its text), else that of the config, else the teacher's own.
+
+    Raises: KeyError or ValueError where none is named and the teacher is not one whose encoder is known; as the encoder does.
+    """
+    fill_registries()
+    if isinstance(word, str):
+        if word in ENCODERS:
+            word = ENCODERS[word]
+        else:
+            word = Config.fromtext(f"encoder = {word}", f"--text-encoder {word}").get("encoder")
+    chosen = word or (cfg or {}).get("text_encoder") or ENCODERS.get(teacher or "")
+    if chosen is None:
+        raise ValueError(
+            f"which text encoder belongs to {teacher!r} is not known; name it: --text-encoder \"dict(type='OpenClipTextEncoder', "
+            f"model_name='ViT-B-32-quickgelu', weight='FILE')\", or --config with text_encoder in it ({', '.join(ENCODERS)} know theirs)"
+        )
+    if not isinstance(chosen, Mapping) or "type" not in chosen:
+        raise ValueError(f"--text-encoder: wanted dict(type=..., ...) or one of {', '.join(ENCODERS)}, got {chosen!r}")
+    return TEXT_ENCODERS.build(dict(chosen))
+
+
 def build_vocabulary(cfg: Mapping[str, Any], labels: LabelSet | str | Sequence[str] | None = None) -> Vocabulary:
-    """`labels` in the space of the config's `text_encoder`, each word put into its `prompt`.
+    """`labels` in the space of the config's `text_encoder` (or of its text head, as `build_encoder`), each word put into its `prompt`.
 
     labels: a label set, its name, or labels (also with commas between them); by default the names of the config.
-    Raises: KeyError where the config has no text_encoder; ValueError, TypeError or KeyError for labels that are none; what the
+    Raises: KeyError where the config has no text_encoder and its head's is not known; ValueError, TypeError or KeyError for labels that are none; what the
         encoder raises where its package or weights are missing.
     """
-    if not cfg.get("text_encoder"):
-        raise KeyError(f"config: text_encoder is missing, which tells in which space labels are put; {near_names('text_encoder', cfg)}")
+    model = cfg.get("model") or {}
+    head = model.get("text_head") or next(iter(model.get("heads") or ()), None)
+    if not cfg.get("text_encoder") and head not in ENCODERS:
+        raise KeyError(
+            "config: text_encoder is missing, which tells in which space labels are put; a config that has it "
+            "(text_encoder = dict(type='OpenClipTextEncoder', ...)) can be given with --config"
+        )
     if labels is None:
         labels = configured_labels(cfg)
     elif not isinstance(labels, LabelSet):
         labels = named_or_free(labels)
-    encoder = TEXT_ENCODERS.build(cfg["text_encoder"])
+    encoder = build_encoder(None, cfg, head)
     prompt = prompt_of(cfg)
     embedding = embed_labels(encoder, labels.texts, prompt).float()
     return Vocabulary(labels, embedding, encoder.name, prompt)

@@ -52,7 +52,7 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
     from pointcept3m.datasets.readers.cloud import check_rgbd, is_rgbd, read_cloud
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.engines.predict.predictor import find_weight, load
-    from pointcept3m.structures.label_sets import named_or_free
+    from pointcept3m.structures.label_sets import LABEL_SETS, named_or_free
     from pointcept3m.utils.files import near_files
 
     scan = arguments.scan
@@ -88,6 +88,8 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
         **scan_options(arguments),
     )
     print(result.table())
+    if arguments.labels is not None and arguments.labels not in LABEL_SETS:
+        print("every point has the likeliest of these words, however unlikely: add words for all else (wall,floor,...), or use a label set")
     files = result.save(out, arguments.confidence)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform != "darwin" else 1 << 30)
     print(f"{', '.join(map(str, files))}: {len(result):,} point{'s' if len(result) > 1 else ''} in {time.monotonic() - start:.1f} s, {peak:.1f} GiB of memory at most")

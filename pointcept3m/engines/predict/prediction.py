@@ -11,6 +11,7 @@ from pointcept3m.utils.files import atomic_write, replacing, try_folder
 from pointcept3m.utils.palette import UNLABELLED, class_colors
 
 OUTPUTS = (".ply", ".npy", ".npz", ".las", ".laz")
+MANY = 30  # names of classes that no point has
 
 
 @dataclass
@@ -62,7 +63,8 @@ class Prediction:
         none = [name for name, count in self.counts.items() if not count]
         if bad := int((self.label < 0).sum()):
             lines.append(f"{'unlabelled':<{width}}  {bad:>11,}  {percent(bad, total):>7}")
-        return "\n".join(lines + ([f"no points: {', '.join(none)}"] if none else []))
+        shown = ", ".join(none[:MANY]) + (f", ... {len(none) - MANY} more" if len(none) > MANY else "")
+        return "\n".join(lines + ([f"no points: {shown}"] if none else []))
 
     def save(self, path: str | Path, confidence: bool = False, overwrite: bool = True) -> list[Path]:
         """Writes the prediction to `path`, by its suffix, and a legend beside it; returns the files.

@@ -5,6 +5,7 @@ farther the point is from the box's border.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class Predictor:
 
     def __str__(self) -> str:
         """What the model is, in one paragraph."""
-        convention: InputConvention = input_convention(self.cfg, self.input.section)
+        # how many classes stands before; a distilled network has been told its words just now
+        convention: InputConvention = replace(input_convention(self.cfg, self.input.section), num_classes=None)
         backbone = (self.cfg.model.get("backbone") or {}).get("type")
         kind = self.cfg.model.type + (f" on {backbone}" if backbone else "")
         shown = ", ".join(self.names[:6]) + (f", ... {len(self.names) - 6} more" if len(self.names) > 6 else "")

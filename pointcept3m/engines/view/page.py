@@ -33,6 +33,7 @@ class Page:
         self._height = view.coord[:, 2] - view.coord[:, 2].min()
         self._heights = self._cuts()
         self._timers: dict[str, threading.Timer] = {}
+        self._by_text = bool(first_query)  # whether the answer that is shown is one to the text in the box
         server.scene.world_axes.visible = False
         server.scene.configure_environment_map(None)
         self._place_camera()
@@ -133,15 +134,23 @@ class Page:
         text = " ".join(self.text.value.split())
         if text:
             self._mark(None)
+            self._by_text = True
             self.ask(text, text)
         elif self.text.value:
             self._say("an empty query: type what you look for, such as 'somewhere to sit'")
+        elif self._by_text:  # an image or a click empties the box too, and its answer stays
+            self._by_text = False
+            self.view.forget()
+            self.threshold.disabled = True
+            self._say("")
+            self.show()
 
     def _asked_by_image(self, event: Any) -> None:
         file = self.upload.value
         if len(file.content) > MAX_UPLOAD:
             raise ValueError(f"{file.name}: {len(file.content) / 2**20:.0f} MiB, wanted an image of at most {MAX_UPLOAD >> 20}")
         image = read_image(bytes(file.content))
+        self._by_text = False
         self.text.value = ""
         self._mark(None)
         self.ask(f"image {file.name}", image)
@@ -152,6 +161,7 @@ class Page:
             self._say("no point of the scene there")
             return
         self.ask(f"point {row}", row)
+        self._by_text = False
         self.text.value = ""
         self._mark(row)
 

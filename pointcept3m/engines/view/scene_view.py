@@ -98,6 +98,10 @@ class SceneView:
         self.set_threshold(threshold_of(similarity))
         return self.answer
 
+    def forget(self) -> None:
+        """Nothing is asked any more."""
+        self.answer = None
+
     def set_threshold(self, threshold: float) -> None:
         """Finds the regions of the last answer anew, for another threshold."""
         answer = self.answer

@@ -28,6 +28,11 @@ class TextEncoder:
         """Vectors [V, dim] of any length of at least one image [V, 3, H, W], float32 in 0..1, on `device`."""
         raise NotImplementedError(f"{type(self).__name__} does not define embed_images()")
 
+    @property
+    def image_side(self) -> str:
+        """What looks at images in this space, in words."""
+        return self.name
+
     def to(self, device: str | torch.device) -> "TextEncoder":
         """Runs on `device` from now on; returns itself."""
         self.device = torch.device(device)

@@ -30,6 +30,10 @@ class PocketTextEncoder(TextEncoder):
         self.network.load_state_dict({k.removeprefix("text."): v for k, v in weights.items() if k.startswith("text.")})
         self._teacher: PocketTeacher | None = None
 
+    @property
+    def image_side(self) -> str:
+        return "the pocket teacher 'text', which was trained on generated rooms alone"
+
     def embed(self, texts: list[str]) -> torch.Tensor:
         return self.network.to(self.device)(texts)
 

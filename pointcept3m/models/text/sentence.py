@@ -37,6 +37,10 @@ class SentenceEncoder(TextEncoder):
         self.dim = int(dim)
         self._teacher: Any = None
 
+    @property
+    def image_side(self) -> str:
+        return "the pocket teacher 'sentence', which was trained on generated rooms alone"
+
     def _load(self, download: bool) -> Any:
         source = self._source()
         try:
