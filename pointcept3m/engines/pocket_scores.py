@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from pointcept3m.engines.pocket_common import (
 from pointcept3m.engines.pocket_text import QUERIES, phrases
 from pointcept3m.models.teachers.base import Teacher
 from pointcept3m.models.teachers.pocket import PocketTeacher, read_pocket, write_pocket
-from pointcept3m.models.text.sentence import MINILM
+from pointcept3m.models.text.sentence import MINILM, SentenceEncoder
 from pointcept3m.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -147,18 +147,24 @@ def score(teacher: PocketTeacher, train: Frames, val: Frames) -> dict[str, float
     return {key: round(value, 4) for key, value in out.items()}
 
 
+def text_side(teacher: PocketTeacher) -> Callable[[list[str]], Tensor]:
+    """What embeds texts in the space of a text-aligned teacher's features: texts -> unit vectors [K, dim]."""
+    return SentenceEncoder(teacher.text_model) if teacher.text_model else teacher.encode_text
+
+
 def text_scores(teacher: PocketTeacher, features: Tensor, category: Tensor) -> dict[str, float]:
     """How features [F, h, w, dim] answer class names, and where phrases with unseen adjectives land."""
     target = relabel(category, TO_NAMED_SEGMENT)
-    words = teacher.encode_text(SEGMENT_NAMES)
+    embed = text_side(teacher)
+    words = embed(SEGMENT_NAMES)
     valid = target >= 0
     out = {"zero_shot_mIoU": mean_iou((features[valid] @ words.T).argmax(1), target[valid], len(SEGMENT_NAMES))}
-    words = teacher.encode_text(CATEGORY_NAMES)
+    words = embed(CATEGORY_NAMES)
     generator = torch.Generator().manual_seed(0)
-    asked = [teacher.encode_text(phrases(CATEGORY_NAMES, generator, held_out=True)) for _ in range(8)]
+    asked = [embed(phrases(CATEGORY_NAMES, generator, held_out=True)) for _ in range(8)]
     hits = torch.cat([(text @ words.T).argmax(1) == torch.arange(len(words)) for text in asked])
     out["unseen_adjective_accuracy"] = float(hits.float().mean())
-    queries = query_scores(features, category, teacher.encode_text(list(QUERIES)))
+    queries = query_scores(features, category, embed(list(QUERIES)))
     ranks = [query["rank"] for query in queries.values()]
     return out | {
         "query_AUC": sum(query["AUC"] for query in queries.values()) / len(queries),
@@ -168,7 +174,7 @@ def text_scores(teacher: PocketTeacher, features: Tensor, category: Tensor) -> d
 
 def answers(teacher: PocketTeacher, val: Frames) -> dict[str, dict[str, float]]:
     """`query_scores` of a text-aligned teacher on rooms `val`, rounded."""
-    found = query_scores(feature_rows(teacher, val), at_stride(val)[1], teacher.encode_text(list(QUERIES)))
+    found = query_scores(feature_rows(teacher, val), at_stride(val)[1], text_side(teacher)(list(QUERIES)))
     return {query: {key: round(value, 4) for key, value in scores.items()} for query, scores in found.items()}
 
 

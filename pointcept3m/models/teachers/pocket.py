@@ -168,7 +168,7 @@ class PocketTeacher(Teacher):
     """One of the shipped teachers; features float32 [V, dim, h, w] at a stride of 4 pixels of the resized image.
 
     name: "text" (unit vectors aligned with `encode_text`, as LSeg's), "sentence" (the same in the space of a real
-        sentence encoder, all-MiniLM-L6-v2, which only `encode_text` needs: the extra `text`), "geometric" (trained on depth, normals and
+        sentence encoder, all-MiniLM-L6-v2: its texts are `SentenceEncoder`'s), "geometric" (trained on depth, normals and
         correspondence without class labels, as DINOv2 is without labels), or "diffusion" (a denoiser's activations
         with channels of very unequal size, as Stable Diffusion's are).
     image_size: the longer side by default 160 pixels, on which they were trained; 480 x 640 gives 30 x 40 features,
@@ -212,28 +212,19 @@ class PocketTeacher(Teacher):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors float32 [K, dim] of free text, in the space of the features of "text" or "sentence".
+        """Unit vectors float32 [K, dim] of free text, in the space of the features of "text".
 
-        Raises: ValueError for a teacher without a text encoder, or a text without a word; ImportError where
-        "sentence" lacks its sentence encoder.
+        Raises: ValueError for a teacher without a text encoder, or a text without a word.
         """
-        if self.kind == "sentence":
-            return self._sentences(texts).to(next(self.network.parameters()).device)
+        if self.text_model:
+            raise ValueError(f"the texts of the pocket teacher {self.kind!r} are embedded by SentenceEncoder({self.text_model!r})")
         if "text" not in self.network:
-            raise ValueError(f"the pocket teacher {self.kind!r} has no text encoder; use name='text' or 'sentence'")
+            raise ValueError(f"the pocket teacher {self.kind!r} has no text encoder; use name='text'")
         if isinstance(texts, str):
             raise TypeError(f"encode_text wants a list of strings, got the string {texts!r}")
         if not len(texts):
             return torch.zeros(0, self.dim, device=self.network["text"].table.weight.device)
         return self.network["text"](texts)
-
-
-    def _sentences(self, texts: Sequence[str]) -> torch.Tensor:
-        from pointcept3m.models.text.sentence import SentenceEncoder
-
-        if "_encoder" not in self.__dict__:
-            self.__dict__["_encoder"] = SentenceEncoder(self.text_model)
-        return self.__dict__["_encoder"](texts)
 
 
 def finish(maps: torch.Tensor, kind: str) -> torch.Tensor:
