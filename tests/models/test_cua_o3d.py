@@ -136,6 +136,24 @@ def test_predicted_sigmas_weigh_each_scene_and_each_point():
         assert model(batch)["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
+def test_gradients_of_predicted_sigmas_do_not_depend_on_threads():
+    """A scene's sigma stands at each of its points; their gradients are added in one order however many threads there are."""
+    generator = torch.Generator().manual_seed(0)
+    feature, losses = torch.randn(40_000, 4, generator=generator), {"a": torch.rand(20_000, generator=generator), "b": torch.rand(20_000, generator=generator)}
+    model = build_uncertainty(dict(kind="scene"), tuple(losses), 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = set()
+        for _ in range(20):
+            model.zero_grad()
+            model(losses, feature, torch.arange(0, 40_000, 2), torch.tensor([25_000, 40_000]))[0].backward()
+            found.add(model.predict.weight.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
 def test_a_noisy_teacher_gets_the_larger_sigma():
     """Two teachers of which one is noise: the objective gives the learnable one more weight."""
     heads = dict(clean=dict(dim=4), noise=dict(dim=4))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointcept3m.ops import segment_csr
+from pointcept3m.ops import gather_coo, segment_csr
 from pointcept3m.utils.registry import near_names
 
 Terms = dict[str, Tensor]
@@ -95,7 +95,8 @@ class PredictedUncertainty(Uncertainty):
         if self.per == "scene":
             ends = torch.cat([offset.new_zeros(1), offset])
             scene = torch.bucketize(rows, offset, right=True)
-            sigma = self.sigma(segment_csr(feature.float(), ends, reduce="mean"))[scene]
+            # not [scene]: torch adds up the gradients of a row that is taken often in the order that threads come
+            sigma = gather_coo(self.sigma(segment_csr(feature.float(), ends, reduce="mean")), scene)
         else:
             sigma = self.sigma(feature[rows])
         # A scene's sigma stands at each of its points, so scenes weigh by their supervised points, as without uncertainty.

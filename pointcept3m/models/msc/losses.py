@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pointcept3m.ops import gather_coo
+
 
 def contrastive_loss(feat1: Tensor, feat2: Tensor, match: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE over matched points: for every pair, the partner against the partners of all other pairs.
@@ -19,8 +21,9 @@ def contrastive_loss(feat1: Tensor, feat2: Tensor, match: Tensor, temperature: f
         zero = (feat1.sum() + feat2.sum()) * 0.0
         return zero, zero.detach(), zero.detach()
     with torch.autocast(feat1.device.type, enabled=False):  # half precision cannot tell neighbours apart
-        first = F.normalize(feat1[match[:, 0]].float(), dim=1, eps=1e-7)
-        second = F.normalize(feat2[match[:, 1]].float(), dim=1, eps=1e-7)
+        # not feat1[...]: a point has several partners, and torch adds up their gradients in the order that threads come
+        first = F.normalize(gather_coo(feat1, match[:, 0].contiguous()).float(), dim=1, eps=1e-7)
+        second = F.normalize(gather_coo(feat2, match[:, 1].contiguous()).float(), dim=1, eps=1e-7)
         cosine = first @ second.T
         loss = F.cross_entropy(cosine / temperature, torch.arange(len(match), device=match.device))
     with torch.no_grad():
