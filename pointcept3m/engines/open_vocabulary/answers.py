@@ -11,6 +11,7 @@ from pointcept3m.engines.open_vocabulary.query import SceneQuery
 from pointcept3m.engines.open_vocabulary.regions import Region, regions, threshold_of
 from pointcept3m.engines.open_vocabulary.sources import AskedScene
 from pointcept3m.engines.open_vocabulary.vocabulary import Vocabulary
+from pointcept3m.engines.visualize.scene_files import parse_spot
 from pointcept3m.utils.files import atomic_write, replacing
 from pointcept3m.utils.palette import score_colors
 
@@ -51,15 +52,10 @@ def point_number(word: str, scene: AskedScene) -> int:
 
 def parse_point(word: str) -> int | NDArray[np.float64]:
     """INDEX, or x,y,z as an array [3]. Raises ValueError for anything else."""
-    if word.isdigit():
-        return int(word)
-    try:
-        place = np.array([float(part) for part in word.split(",")])
-    except ValueError:
-        place = np.zeros(0)
-    if place.shape != (3,) or not np.isfinite(place).all():
+    spot = parse_spot(word)
+    if spot is None:
         raise ValueError(f"--point {word}: wanted INDEX or x,y,z in the scene's file")
-    return place
+    return spot
 
 
 def report(

@@ -110,7 +110,8 @@ def build_encoder(word: str | Mapping[str, Any] | None, cfg: Mapping[str, Any] |
             f"model_name='ViT-B-32-quickgelu', weight='FILE')\", or --config with text_encoder in it ({', '.join(ENCODERS)} know theirs)"
         )
     if not isinstance(chosen, Mapping) or "type" not in chosen:
-        raise ValueError(f"--text-encoder: wanted dict(type=..., ...) or one of {', '.join(ENCODERS)}, got {chosen!r}")
+        where, names = ("--text-encoder", f" or one of {', '.join(ENCODERS)}") if word else ("config: text_encoder", "")
+        raise ValueError(f"{where}: wanted dict(type=..., ...){names}, got {chosen!r}")
     return TEXT_ENCODERS.build(dict(chosen))
 
 
@@ -118,15 +119,15 @@ def build_vocabulary(cfg: Mapping[str, Any], labels: LabelSet | str | Sequence[s
     """`labels` in the space of the config's `text_encoder` (or of its text head, as `build_encoder`), each word put into its `prompt`.
 
     labels: a label set, its name, or labels (also with commas between them); by default the names of the config.
-    Raises: KeyError where the config has no text_encoder and its head's is not known; ValueError, TypeError or KeyError for labels that are none; what the
-        encoder raises where its package or weights are missing.
+    Raises: KeyError where the config has no text_encoder and its head's is not known; ValueError, TypeError or KeyError for labels
+        that are none; what the encoder raises where its package or weights are missing.
     """
     model = cfg.get("model") or {}
     head = model.get("text_head") or next(iter(model.get("heads") or ()), None)
     if not cfg.get("text_encoder") and head not in ENCODERS:
         raise KeyError(
-            "config: text_encoder is missing, which tells in which space labels are put; a config that has it "
-            "(text_encoder = dict(type='OpenClipTextEncoder', ...)) can be given with --config"
+            "config: text_encoder is missing, which tells in which space labels are put: text_encoder = dict(type='OpenClipTextEncoder', ...). "
+            "Where a weight's own config lacks it, --config FILE gives another"
         )
     if labels is None:
         labels = configured_labels(cfg)

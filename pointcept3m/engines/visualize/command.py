@@ -5,7 +5,6 @@ same scene or in others (Fig. S.2 to S.4), by predicted class and by error.
 """
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from pointcept3m.datasets.scannet_labels import SCANNET20_NAMES, SCANNET200_NAME
 from pointcept3m.engines.predict.predictor import Predictor, load
 from pointcept3m.engines.visualize import cloud_picture, embedding, point_features, sheet
 from pointcept3m.engines.visualize.point_features import InputRecipe, VoxelOutput
-from pointcept3m.engines.visualize.scene_files import SEGMENTS, PointScene, open_scenes, segment_asset_of
+from pointcept3m.engines.visualize.scene_files import SEGMENTS, PointScene, open_scenes, parse_spot, segment_asset_of
 from pointcept3m.utils import palette
 from pointcept3m.utils.config import Config
 from pointcept3m.utils.files import near_files, replacing, try_folder
@@ -193,15 +192,10 @@ def read_queries(
 def _read_spot(word: str) -> tuple[str, int | NDArray[np.float64]]:
     """The scene in a query ("" for the first one) and the row or place [3] there. Raises ValueError for another form."""
     place, _, spot = word.rpartition(":")
-    if re.fullmatch(r"\d+", spot):
-        return place, int(spot)
-    try:
-        values = np.array([float(part) for part in spot.split(",")])
-    except ValueError:
-        values = np.zeros(0)
-    if values.shape != (3,) or not np.isfinite(values).all():
+    found = parse_spot(spot)
+    if found is None:
         raise ValueError(f"--query {word}: wanted INDEX, x,y,z, SCENE:INDEX or SCENE:x,y,z, got {spot!r}")
-    return place, values
+    return place, found
 
 
 def query_row(word: str, spot: int | NDArray[np.float64], scene: PointScene) -> int:

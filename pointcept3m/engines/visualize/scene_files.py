@@ -1,6 +1,7 @@
 """Scans to look at: scene folders with their labels, and whatever else `datasets.readers.cloud` reads."""
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,17 @@ class PointScene:
         far = int(away.argmax())
         length = np.linalg.norm(np.asarray(self.original_coord[far], np.float64) - self.original_coord[0])
         return float(away[far] / length) if length > 0 else 1.0
+
+
+def parse_spot(text: str) -> int | NDArray[np.float64] | None:
+    """What names a point of a scene's file: INDEX, or x,y,z as an array [3]; None for anything else."""
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    try:
+        values = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        return None
+    return values if values.shape == (3,) and np.isfinite(values).all() else None
 
 
 def segment_asset_of(cfg: Mapping[str, Any] | None) -> str | None:
