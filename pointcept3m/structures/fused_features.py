@@ -6,7 +6,6 @@ OpenScene's and CUA-O3D's `.pt` files are read as they are.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -17,16 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pointcept3m.structures.checked_file import Kind, open_checked, write_checked
+from pointcept3m.structures.checked_file import read_header as read_checked_header
 from pointcept3m.structures.feature_storage import CHUNK, Encoding, cosine_kept, decode, encode
 from pointcept3m.structures.scene import natural_key
-from pointcept3m.utils.files import near_files, replacing
+from pointcept3m.utils.files import near_files
 from pointcept3m.utils.registry import near_names
 
-FORMAT = 1
-ENTRY = "pointcept3m.fused_features"  # one key: safetensors writes several in no fixed order
+KIND = Kind("fused_features", version=1, again="fuse its scene again")
 SUFFIX = ".safetensors"
-TYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32}
-_checked: dict[str, tuple[int, int]] = {}  # files whose digest this process compared: size and time of change
 
 
 # where files are
@@ -215,19 +213,11 @@ def write_features(
         raise ValueError(f"{where}: values that are not finite, or whose squares are not in float32; nothing was written")
     encoding = encode(features, storage, components)
     cosine = cosine_kept(features, encoding)
-    arrays = {"mask": np.packbits(mask), **encoding}
     header = {
-        "format": FORMAT, "teacher": teacher, "scene": scene, "num_points": len(mask), "num_visible": len(features),
-        "dim": features.shape[1], "storage": storage, "cosine": cosine, "coord": coord_digest(coord),
-        "content": _content_digest(arrays), "details": dict(details or {}),
+        "teacher": teacher, "scene": scene, "num_points": len(mask), "num_visible": len(features), "dim": features.shape[1],
+        "storage": storage, "cosine": cosine, "coord": coord_digest(coord), "details": dict(details or {}),
     }  # fmt: skip
-    header["digest"] = _header_digest(header)
-    from safetensors.numpy import save_file
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, part, metadata={ENTRY: json.dumps(header)})
+    write_checked(path, {"mask": np.packbits(mask), **encoding}, KIND, header)
     return cosine[0]
 
 
@@ -237,65 +227,17 @@ def coord_digest(coord: NDArray) -> str:
     return hashlib.sha256(f"{coord.shape};".encode() + coord.tobytes()).hexdigest()
 
 
-def _header_digest(header: Mapping[str, Any]) -> str:
-    """sha256 (hex) of all that a header says but this digest."""
-    said = {key: value for key, value in header.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _content_digest(arrays: Mapping[str, NDArray]) -> str:
-    """sha256 (hex) of the arrays."""
-    digest = hashlib.sha256()
-    for key, value in sorted(arrays.items()):
-        digest.update(f"{key} {value.dtype.str} {value.shape};".encode())
-        digest.update(memoryview(np.ascontiguousarray(value)).cast("B"))
-    return digest.hexdigest()
-
-
 # the formats
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """What our file says of itself, its arrays unread. Raises FileNotFoundError; ValueError where it is none of ours."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of features; {near_files(path)}")
-    try:
-        with safe_open(path, framework="np") as file:  # this checks that the arrays fit the file's size
-            header = json.loads((file.metadata() or {}).get(ENTRY, "null"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged, or no safetensors file ({error})") from error
-    if not isinstance(header, dict) or "format" not in header:
-        raise ValueError(f"{path}: a safetensors file, but none of fused features")
-    if header["format"] != FORMAT:
-        raise ValueError(f"{path}: written in format {header['format']}, this version reads {FORMAT}; fuse the scene again")
-    if header.get("digest") != _header_digest(header):
-        raise ValueError(f"{path}: what the file says of itself does not match its digest: it is damaged; fuse its scene again")
-    return header
+    return read_checked_header(path, KIND)
 
 
 def _open_safetensors(path: Path) -> tuple[NDArray[np.bool_], Encoding, dict[str, Any]]:
     """(mask, encoding as memory maps, header) of our file, with its digest compared."""
-    header = read_header(path)
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        table = json.loads(stream.read(length))
-    table.pop("__metadata__")
-    content = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-    arrays = {}
-    for key, entry in table.items():
-        first, last = entry["data_offsets"]
-        if entry["dtype"] not in TYPES:
-            raise ValueError(f"{path}: array {key!r} of an unknown type {entry['dtype']}; the file is damaged or of a newer version")
-        arrays[key] = content[first:last].view(np.ndarray).view(TYPES[entry["dtype"]]).reshape(entry["shape"])
-    status = path.stat()
-    stamp = (status.st_size, status.st_mtime_ns)
-    if _checked.get(str(path)) != stamp:
-        if _content_digest(arrays) != header["content"]:
-            raise ValueError(f"{path}: the content does not match its digest: the file is damaged; fuse its scene again")
-        _checked[str(path)] = stamp
+    arrays, header = open_checked(path, KIND)
     mask = np.unpackbits(arrays.pop("mask"), count=header["num_points"]).astype(bool)
     # small arrays in memory, in the type they are computed in; those with a row for each point stay in the file
     small = {key: np.array(arrays[key], dtype=np.float32) for key in ("mean", "basis", "scale") if key in arrays}

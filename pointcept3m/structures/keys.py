@@ -22,7 +22,7 @@ KINDS = ("per_point", "packed", "index", "offset", "per_view", "per_scene")
 
 @dataclass(frozen=True)
 class Key:
-    """One row of the table. `shape` uses N points, M views, B scenes, C channels, H W pixels; `dtype` is numpy's."""
+    """One row of the table. `shape` uses N points, M views, O objects, B scenes, C channels, H W pixels; `dtype` is numpy's."""
 
     name: str
     shape: tuple[str | int, ...]
@@ -70,7 +70,22 @@ for _row in (
     ("depth", ("M", "H", "W"), "float32", "metres along the camera's z, 0 invalid", "per_view"),
     ("intrinsic", ("M", 3, 3), "float32", "pixels, centre of the first pixel at 0.5", "per_view"),
     ("extrinsic", ("M", 4, 4), "float32", "affine world -> camera, OpenCV axes", "per_view"),
+    # a scene's objects and the frozen features of its modalities (CrossOver); zeros where `object_known` is false
+    ("object_id", ("O",), "int64", "as in instance", "packed"),
+    ("object_class", ("O",), "int64", "class id, -1 none", "packed"),
+    ("object_box", ("O", 6), "float32", "centre and extent in metres", "packed"),
+    ("cad_box", ("O", 6), "float32", "centre and extent in the CAD model's axes, metres", "packed"),
+    ("object_image", ("O", "D"), "float32", "a frozen encoder's", "packed"),
+    ("object_point", ("O", "D"), "float32", "a frozen encoder's", "packed"),
+    ("object_cad", ("O", "D"), "float32", "a frozen encoder's", "packed"),
+    ("object_text", ("O", "D"), "float32", "a frozen encoder's", "packed"),
+    ("object_known", ("O", 4), "bool", "image, point, cad, text", "packed"),
+    ("image_token", ("V", "2D"), "float32", "[CLS; mean of patches], a row a key frame", "packed"),
+    ("floorplan_token", ("F", "2D"), "float32", "[CLS; mean of patches], none or one a scene", "packed"),
+    ("text_token", ("T", "D"), "float32", "a row a referral", "packed"),
     ("name", (), "str", "scene", "per_scene"),
+    ("place", (), "str", "scans of one place share it", "per_scene"),
+    ("category", (), "str", "kind of room, empty where unknown", "per_scene"),
     ("split", (), "str", "", "per_scene"),
     ("condition", (), "str", "name of the data set", "per_scene"),
     ("view_name", ("M",), "str", "scene/frame", "per_scene"),

@@ -238,7 +238,7 @@ def test_other_files_are_refused(tmp_path):
         open_features(path)
     write(path)
     header = {**read_header(path), "format": 99}
-    save_file(load_file(path), path, metadata={fused_features.ENTRY: json.dumps(header)})
+    save_file(load_file(path), path, metadata={fused_features.KIND.entry: json.dumps(header)})
     with pytest.raises(ValueError, match="format 99"):
         open_features(path)
 
