@@ -3,6 +3,7 @@
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS, TRANSFORMS, build_dataset
 from pointcept3m.datasets.collate import collate_fn, point_collate_fn
+from pointcept3m.datasets.crossover import CrossOverDataset
 from pointcept3m.datasets.matterport import MatterportDataset
 from pointcept3m.datasets.nuscenes import NuScenesDataset
 from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
@@ -14,6 +15,7 @@ from pointcept3m.datasets.scannet_pair import ScanNetPairDataset
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
+    "CrossOverDataset",
     "MatterportDataset",
     "NuScenesDataset",
     "PointDataset",

@@ -145,6 +145,17 @@ def read_encoders(path: str | Path) -> dict[str, str]:
     return dict(read_header(path, KIND)["encoders"])
 
 
+def read_widths(path: str | Path) -> dict[str, int]:
+    """`ModalityFeatures.widths` of a file, its arrays unread. Raises as `read_modalities` does of a file of another kind."""
+    from safetensors import safe_open
+
+    read_header(path, KIND)
+    with safe_open(path, framework="np") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  it is no mapping
+    objects = {f"object_{name}": shapes[f"object_{name}"][1] for name in OBJECT_MODALITIES if f"object_{name}" in shapes}
+    return {**objects, **{f"{name}_token": shapes[f"token_{name}"][1] for name in TOKENS if f"token_{name}" in shapes}}
+
+
 def check_encoders(files: Mapping[str, Mapping[str, str]]) -> None:
     """Raises ValueError where two of `files` (path -> encoders) hold one modality of different encoders, naming both."""
     seen: dict[str, tuple[str, str]] = {}
