@@ -1,0 +1,1 @@
+"""Retrieval of scenes and objects across modalities (CrossOver): embeddings, metrics, tables, galleries."""
