@@ -6,7 +6,7 @@ Their modules import torch, and the command line, which lives here too, must ans
 import importlib
 from typing import Any
 
-_HOMES = {"HOOKS": ".hooks", "TESTERS": ".testers", "TRAINERS": ".trainer", "DefaultTrainer": ".trainer"}
+_HOMES = {"HOOKS": ".hooks", "TESTERS": ".testers", "TRAINERS": ".staged", "DefaultTrainer": ".trainer"}
 
 __all__ = ["HOOKS", "TESTERS", "TRAINERS", "DefaultTrainer"]
 

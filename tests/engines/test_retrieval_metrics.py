@@ -244,7 +244,9 @@ def test_every_ordered_pair_of_modalities():
     assert len(results["instance"]) == 12 and len(results["temporal_instance"]) == 16 and len(results["scene"]) == 12 and len(results["category"]) == 16
     assert all(f"chance_{name}" in scores for pairs in results.values() for scores in pairs.values() for name in scores if name.startswith(("top", "R@")))
     flat = flatten(results)
-    assert flat["scene_image_point_top5"] == results["scene"]["image->point"]["top5"]
+    assert flat["scene_image_point_top1"] == results["scene"]["image->point"]["top1"]
+    assert flat["temporal_instance_point_point_recall"] == results["temporal_instance"]["point->point"]["recall"]
+    assert flat["scene_chance_top1"] == pytest.approx(np.mean([scores["chance_top1"] for scores in results["scene"].values()]))
     assert flat["instance_top1"] == pytest.approx(np.mean([scores["top1"] for scores in results["instance"].values()]))
     across = [scores["top1"] for pair, scores in results["category"].items() if len(set(pair.split("->"))) == 2]
     assert flat["category_top1"] == pytest.approx(np.mean(across))

@@ -12,6 +12,7 @@ from .open_vocabulary import OpenVocabularyEvaluator
 from .probe import LinearProbe
 from .render import RenderEvaluator
 from .report import ReportWriter
+from .retrieval import RetrievalEvaluator
 from .timer import IterationTimer, RuntimeProfiler
 from .writer import InformationWriter, MetricsWriter
 
@@ -34,6 +35,7 @@ __all__ = [
     "PreciseEvaluator",
     "RenderEvaluator",
     "ReportWriter",
+    "RetrievalEvaluator",
     "RuntimeProfiler",
     "SemSegEvaluator",
     "build_hooks",

@@ -13,6 +13,8 @@ from .metrics import OBJECT_METRICS, SCENE_METRICS, Scores
 
 METRICS = (*OBJECT_METRICS, *SCENE_METRICS)
 WITHIN = ("temporal_instance", "category", "temporal")  # a modality against itself asks something in these alone
+SCORES = ("top", "R@", "same", "diff", "recall", "static_recall", "moved_recall")
+FIRST_SCORE = {"temporal_instance": "recall"}  # where it is not top1
 Results = dict[str, dict[str, Scores]]  # metric -> "image->point" -> scores
 
 
@@ -43,19 +45,18 @@ def evaluate(embeddings: SceneEmbeddings, metrics: Sequence[str] = METRICS, fuse
 
 
 def flatten(results: Results) -> dict[str, float]:
-    """Scores by one name each, for metrics.json and curves: `scene_image_point_top1`, and `scene_top1`, the mean over the pairs of two
-    different modalities of data (F_S aside), with its chance level. Counts and other chance levels stay in the tables."""
+    """The numbers that stand for the tables, for metrics.json and curves.
+
+    `scene_top1`: the mean over the pairs of two different modalities (F_S aside), of every score, with chance_top1 or chance_recall;
+    `scene_image_point_top1`: the metric's first score of one pair. All else is in the tables.
+    """
     flat: dict[str, float] = {}
     for metric, pairs in results.items():
         across = [scores for pair, scores in pairs.items() if len(set(pair.split("->"))) == 2 and FUSED not in pair.split("->")]
-        first = [name for name in next(iter(pairs.values())) if name.removeprefix("chance_").startswith(("top", "R@", "same", "diff", "recall"))]
-        for name in first:
-            values = [scores[name] for scores in across if name in scores]
-            if values and (not name.startswith("chance_") or name in ("chance_top1", "chance_R@50")):
-                flat[f"{metric}_{name}"] = float(np.mean(values))
+        for name in dict.fromkeys(name for scores in across for name in scores):
+            if name.startswith(SCORES) or name in ("chance_top1", "chance_recall"):
+                flat[f"{metric}_{name}"] = float(np.mean([scores[name] for scores in across if name in scores]))
     for metric, pairs in results.items():
-        for pair, scores in pairs.items():
-            for name, value in scores.items():
-                if name.startswith(("top", "R@", "same", "diff", "recall", "static_R", "moved_R", "static_recall", "moved_recall")):
-                    flat[f"{metric}_{pair.replace('->', '_')}_{name}"] = value
+        name = FIRST_SCORE.get(metric, "top1")
+        flat |= {f"{metric}_{pair.replace('->', '_')}_{name}": scores[name] for pair, scores in pairs.items()}
     return flat

@@ -4,6 +4,7 @@ from .base import TESTERS, TesterBase
 from .insseg import InsSegTester
 from .open_vocabulary import OpenVocabularyTester
 from .render import RenderTester
+from .retrieval import RetrievalTester
 from .semseg import SemSegTester
 
-__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RenderTester", "SemSegTester", "TesterBase"]
+__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RenderTester", "RetrievalTester", "SemSegTester", "TesterBase"]
