@@ -44,7 +44,8 @@ def chance(gallery: int, relevant: int, k: int) -> float:
     if k <= 0 or relevant <= 0:
         return 0.0
     k = min(k, gallery)
-    return 1.0 - comb(gallery - relevant, k) / comb(gallery, k)
+    every = comb(gallery, k)
+    return (every - comb(gallery - relevant, k)) / every
 
 
 def share_at_least(number: int, rate: float, percent: float) -> float:
