@@ -227,8 +227,17 @@ def staged(rooms, folder, **changes):
     return {**config(rooms, folder), "train": train, **changes}
 
 
-@pytest.mark.long
-def test_stages_hand_on_their_weights_and_are_resumed(rooms, tmp_path):
+@pytest.fixture
+def no_reports(monkeypatch):
+    """Drawing them takes longer than the trainings."""
+    from pointcept3m.engines import report
+    from pointcept3m.engines.hooks import report as hook
+
+    for module in (report, hook):
+        monkeypatch.setattr(module, "write_report", lambda folder: folder)
+
+
+def test_stages_hand_on_their_weights_and_are_resumed(rooms, tmp_path, no_reports):
     cfg = staged(rooms, tmp_path / "run")
     TRAINERS.build(dict(cfg["train"]), cfg=cfg).train()
     run = tmp_path / "run"
