@@ -8,6 +8,7 @@ MODELS = Registry("models")
 LOSSES = Registry("losses")
 TEACHERS = Registry("teachers")
 TEXT_ENCODERS = Registry("text encoders")
+SHAPE_ENCODERS = Registry("shape encoders")
 
 
 def build_model(cfg: Any):

@@ -1,8 +1,8 @@
 """What every 2D teacher is: frozen, float32 out, and never part of its student."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,43 @@ class Teacher(nn.Module):
             return self._compute(images)
         return self.cache(self.fingerprint, images, self._compute, names)
 
+    @torch.no_grad()
+    def tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(class tokens [V, dim], patch tokens [V, P, dim]) of `images` [V, 3, H, W] (float, 0..1), float32 on their device.
+
+        For a network without a class token it is the mean of its patches about the middle of the picture, weighted by a Gaussian
+        of a quarter of its sides. Nothing is cached. Raises: as `forward`.
+        """
+        self._check(images, None)
+        images = images.detach().float()
+        if not len(images):
+            return images.new_zeros(0, self.dim), images.new_zeros(0, 0, self.dim)
+        with self._scope(images) as own:
+            parts = [self.prefix_and_patches(self.prepare(part).to(own)) for part in images.split(self.max_batch)]
+        return torch.cat([first.float() for first, _ in parts]), torch.cat([patches.float() for _, patches in parts])
+
+    def prefix_and_patches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(class token [V, dim], patches [V, P, dim]) of prepared images; a subclass whose network has a class token says which."""
+        maps = self.features(images)
+        sides = [torch.linspace(-1, 1, side + 2, device=maps.device)[1:-1] for side in maps.shape[-2:]]
+        weight = torch.exp(-2 * (sides[0][:, None] ** 2 + sides[1] ** 2))
+        return (maps * (weight / weight.sum())).sum((2, 3)), maps.flatten(2).transpose(1, 2)
+
     def _compute(self, images: torch.Tensor) -> torch.Tensor:
+        with self._scope(images) as own:
+            maps = [self.features(self.prepare(part).to(own)).float() for part in images.split(self.max_batch)]
+        maps = torch.cat(maps)
+        wanted = (len(images), self.dim, *(s // self.patch for s in self.input_size(*images.shape[-2:])))
+        if tuple(maps.shape) != wanted:
+            raise ValueError(
+                f"teacher {self.name} gave features {tuple(maps.shape)}; with dim={self.dim} and patch={self.patch} images of "
+                f"{images.shape[-2]} x {images.shape[-1]} make {wanted}: its features() and what it says of itself do not agree"
+            )
+        return maps
+
+    @contextmanager
+    def _scope(self, images: torch.Tensor) -> Iterator[torch.dtype]:
+        """The network on the device of the images, under its own precision; gives the dtype that it wants images in."""
         weight = next(self.network.parameters(), None)
         if weight is not None and weight.device != images.device:
             self.network.to(images.device)
@@ -146,15 +182,7 @@ class Teacher(nn.Module):
         else:
             scope = torch.autocast(kind, dtype=dtype)
         with scope:
-            maps = [self.features(self.prepare(part).to(own)).float() for part in images.split(self.max_batch)]
-        maps = torch.cat(maps)
-        wanted = (len(images), self.dim, *(s // self.patch for s in self.input_size(*images.shape[-2:])))
-        if tuple(maps.shape) != wanted:
-            raise ValueError(
-                f"teacher {self.name} gave features {tuple(maps.shape)}; with dim={self.dim} and patch={self.patch} images of "
-                f"{images.shape[-2]} x {images.shape[-1]} make {wanted}: its features() and what it says of itself do not agree"
-            )
-        return maps
+            yield own
 
     def _check(self, images: torch.Tensor, names: Sequence[str] | None) -> None:
         what = f"{self.name}: images must be a float tensor [V, 3, H, W] with values 0..1"

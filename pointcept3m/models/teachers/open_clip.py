@@ -131,7 +131,24 @@ class OpenClipTeacher(Teacher):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         if self.pooled:
-            return self._siglip(images)
+            return self._siglip_maps(*self._siglip(images))
+        return self._maps(*self._before_last(images))
+
+    def prefix_and_patches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole image's unit embedding, as the model pools it, and those of the patches."""
+        visual = self.network.visual
+        if self.pooled:
+            tokens, size = self._siglip(images)
+            whole, maps = visual.head(visual.trunk.forward_head(tokens)), self._siglip_maps(tokens, size)
+        else:
+            tokens, size = self._before_last(images)
+            last = visual.transformer.resblocks[-1](tokens)
+            last = last if visual.transformer.batch_first else last.transpose(0, 1)
+            whole, maps = visual.ln_post(last[:, 0]) @ visual.proj, self._maps(tokens, size)
+        return F.normalize(whole, dim=-1), maps.flatten(2).transpose(1, 2)
+
+    def _before_last(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
+        """(tokens as CLIP's last block gets them, grid of the patches)."""
         visual = self.network.visual
         patches = visual.conv1(images)
         size = patches.shape[-2:]
@@ -144,23 +161,32 @@ class OpenClipTeacher(Teacher):
         tokens = tokens if batch_first else tokens.transpose(0, 1)
         for block in blocks[:-1]:
             tokens = block(tokens)
+        return tokens, size
+
+    def _maps(self, tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Unit embeddings of the patches [V, dim, h, w]."""
+        visual = self.network.visual
         tokens = self._last(tokens)
-        tokens = tokens if batch_first else tokens.transpose(0, 1)
+        tokens = tokens if visual.transformer.batch_first else tokens.transpose(0, 1)
         embedding = F.normalize(visual.ln_post(tokens[:, 1:]) @ visual.proj, dim=-1)
         return embedding.transpose(1, 2).unflatten(2, size)
 
-    def _siglip(self, images: torch.Tensor) -> torch.Tensor:
-        """The attention pooling of one patch at a time: attention over one token is its value, and the MLP follows."""
-        visual = self.network.visual
-        trunk = visual.trunk
+    def _siglip(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
+        """(tokens as SigLIP's pooling gets them, grid of the patches)."""
+        trunk = self.network.visual.trunk
         patches = trunk.patch_embed.proj(images)
         size = patches.shape[-2:]
         tokens = patches.flatten(2).transpose(1, 2) + self._trunk_positions(size).to(patches.dtype)
         tokens = trunk.norm_pre(tokens)
         for block in trunk.blocks:
             tokens = block(tokens)
-        embedding = visual.head(trunk.forward_head(trunk.norm(tokens).flatten(0, 1)[:, None]))
-        return F.normalize(embedding, dim=-1).unflatten(0, (len(images), *size)).permute(0, 3, 1, 2)
+        return trunk.norm(tokens), size
+
+    def _siglip_maps(self, tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """The attention pooling of one patch at a time: attention over one token is its value, and the MLP follows."""
+        visual = self.network.visual
+        embedding = visual.head(visual.trunk.forward_head(tokens.flatten(0, 1)[:, None]))
+        return F.normalize(embedding, dim=-1).unflatten(0, (len(tokens), *size)).permute(0, 3, 1, 2)
 
     def _trunk_positions(self, size: torch.Size) -> torch.Tensor:
         """Position embeddings [1, h * w, width] of a timm tower for a grid of `size` patches."""

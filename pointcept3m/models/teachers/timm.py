@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pointcept3m.models.builder import TEACHERS
@@ -36,6 +37,8 @@ class TimmTeacher(Teacher):
     weight: local weight file. pretrained: download from the hub instead. random_init: neither, for tests only.
     layer: which block's output, -1 the last. norm: the final LayerNorm on top (as DINOv2's `x_norm_patchtokens`);
         None means for the last layer where the model has one, as `forward_features` does.
+    facet: "value" makes `tokens` give the values of that block's attention, of unit length, instead of its output (CrossOver's
+        release takes layer 31 of dinov2_vitg14 so); such a teacher gives tokens alone, no maps.
     model_args: further arguments of `timm.create_model`, such as the depth of a tiny variant.
 
     Any image size works: position embeddings are resampled as each family does it.
@@ -50,13 +53,16 @@ class TimmTeacher(Teacher):
         image_size: int | Sequence[int] | None = None,
         layer: int = -1,
         norm: bool | None = None,
+        facet: str | None = None,
         model_args: dict[str, Any] | None = None,
         cache: str | Path | None = None,
         max_batch: int = 16,
         precision: str = "float32",
     ):
         super().__init__(image_size, cache, max_batch, precision)
-        self.model_name = model_name
+        self.model_name, self.facet = model_name, facet
+        if facet not in (None, "value"):
+            raise ValueError(f"{model_name}: facet is None (a block's output) or 'value' (its attention's), got {facet!r}")
         timm = _import_timm()
         architecture, hub = RADIO.get(model_name, (model_name, None))
         if hub is None and not timm.is_model(architecture):
@@ -90,13 +96,34 @@ class TimmTeacher(Teacher):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**super().options, "layer": self.layer, "norm": self.norm, "mean": self.mean, "std": self.std}
+        facet = {"facet": self.facet} if self.facet else {}  # without it keys of caches stay as they were
+        return {**super().options, "layer": self.layer, "norm": self.norm, "mean": self.mean, "std": self.std, **facet}
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
+        if self.facet:
+            raise ValueError(f"{self.model_name}: facet={self.facet!r} is for tokens of CrossOver; build the teacher without it for feature maps")
         (maps,) = self.network.forward_intermediates(
             images, indices=[self.layer], norm=self.norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps
+
+    def prefix_and_patches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if getattr(self.network, "cls_token", None) is None and getattr(getattr(self.network, "embeds", None), "cls_token", None) is None:
+            return super().prefix_and_patches(images)
+        values: list[torch.Tensor] = []
+        hook = self.network.blocks[self.layer].attn.qkv.register_forward_hook(lambda *call: values.append(call[2])) if self.facet else None
+        try:
+            ((patches, prefix),) = self.network.forward_intermediates(
+                images, indices=[self.layer], norm=self.norm and not self.facet, stop_early=True, output_fmt="NLC",
+                intermediates_only=True, return_prefix_tokens=True,
+            )  # fmt: skip
+        finally:
+            if hook is not None:
+                hook.remove()
+        if self.facet:
+            value = F.normalize(values[0][..., -self.dim :], dim=-1)
+            return value[:, 0], value[:, prefix.shape[1] :]
+        return prefix[:, 0], patches
 
 
 def _import_timm() -> Any:
