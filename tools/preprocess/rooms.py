@@ -1,10 +1,12 @@
 """Generates furnished rooms: RGB-D frames, scanned points and labels; nothing to download.
 
     python tools/preprocess/rooms.py --output-root data/rooms --train 100 --val 20 --workers 2
+    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 100 --val 30 --modalities --rescans 1
     python tools/preprocess/rooms.py --output-root data/raw --train 4 --val 2 --raw-scannet
 
-The same numbers give the same files. With --raw-scannet the rooms are written as a ScanNet download instead, on which
-tools/preprocess/scannet.py runs.
+The same numbers give the same files. With --modalities rooms are of a kind (bedroom, kitchen, ...) and come with objects, CAD
+models, masks, floorplan and referrals, as CrossOver needs them. With --raw-scannet the rooms are written as a ScanNet download
+instead, on which tools/preprocess/scannet.py runs.
 """
 
 import argparse
@@ -29,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num-frames", type=int, default=24, help="RGB-D frames a room (24)")
     add("--size", type=int, nargs=2, default=(120, 160), metavar=("H", "W"), help="size of the frames (120 160)")
     add("--workers", type=int, default=2, help="processes (2)")
+    add("--modalities", action="store_true", help="rooms of a kind, with objects, CAD models, masks, floorplan and referrals")
+    add("--rescans", type=int, default=0, help="further scans of every room with things moved; needs --modalities (0)")
     add("--raw-scannet", action="store_true", help="write a ScanNet download instead of scene folders")
     return parser
 
@@ -39,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     if not counts:
         sys.exit("error: nothing to do: ask for rooms with --train, --val or --test")
+    if args.raw_scannet and (args.modalities or args.rescans):
+        sys.exit("error: --raw-scannet writes what ScanNet has; --modalities and --rescans go without it")
     if args.raw_scannet:
         seeds = {split: range(args.first_seed, args.first_seed + count) for split, count in counts.items()}
         size = tuple(args.size)
@@ -52,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left = (time.monotonic() - start) / done * (total - done)
             print(f"[{done}/{total}] {split} ({left:.0f} s left)", file=sys.stderr)
 
-        write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), args.workers, progress=show)
-    print(f"{sum(counts.values())} rooms in {args.output_root}")
+        settings = dict(workers=args.workers, modalities=args.modalities, rescans=args.rescans)
+        write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), progress=show, **settings)
+    scans = sum(counts.values()) * (1 + args.rescans)
+    print(f"{scans} {'scans of rooms' if args.rescans else 'rooms'} in {args.output_root}")
     return 0
 
 

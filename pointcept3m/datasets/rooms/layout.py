@@ -17,6 +17,17 @@ HABITS = {
     "val": dict(l_shape=0.35, density=(0.5, 1.1), clutter=(0.4, 1.0), chair_turn=0.35),
     "test": dict(l_shape=0.35, density=(0.6, 1.1), clutter=(0.2, 1.0), chair_turn=0.5),
 }
+# kind of room: (groups of furniture that make it, groups that it may have besides)
+ROOM_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "bedroom": (("sleeping",), ("working", "storage")),
+    "living room": (("lounge",), ("dining", "storage", "working")),
+    "kitchen": (("kitchen",), ("dining", "storage")),
+    "bathroom": (("bath",), ("storage",)),
+    "office": (("working", "working"), ("storage", "lounge")),
+    "dining room": (("dining",), ("storage", "lounge")),
+    "studio": (("sleeping", "kitchen"), ("lounge", "working")),
+    "library": (("storage", "storage"), ("working", "lounge")),
+}
 
 
 @dataclass
@@ -52,7 +63,8 @@ class Room:
 
     outline [P, 2]: corners of the floor, counter-clockwise · height: of the ceiling · objects: all things, the shell
     (walls, floor, ceiling) included · materials: finishes that faces refer to · lamps [L, 3]: positions of the lights
-    · daylight: strength of the sky light through windows, 0 at night.
+    · daylight: strength of the sky light through windows, 0 at night · category: kind of room, "" where the furniture was
+    drawn from all kinds · scan: number of the scan, 0 the first; another has other light, cameras and noise.
     """
 
     seed: int
@@ -63,14 +75,16 @@ class Room:
     materials: list[Material] = field(default_factory=list)
     lamps: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     daylight: float = 0.0
+    category: str = ""
+    scan: int = 0
 
     @property
     def name(self) -> str:
-        return f"room{self.seed:06d}"
+        return f"room{self.seed:06d}" + (f"_{self.scan}" if self.scan else "")
 
     def rng(self, purpose: int) -> np.random.Generator:
         """Random numbers for one purpose, the same for the same room: how it is rendered changes nothing about its scan."""
-        return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose))
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose, *([self.scan] if self.scan else [])))
 
     @property
     def area(self) -> float:
@@ -91,15 +105,16 @@ class Room:
         return inside
 
 
-def generate_room(seed: int, split: str = "train", size: tuple[float, float] | None = None) -> Room:
+def generate_room(seed: int, split: str = "train", size: tuple[float, float] | None = None, category: str | None = None) -> Room:
     """A furnished room, the same for the same arguments.
 
     Args:
         seed: any number >= 0; every seed is another room.
         split: "train", "val" or "test": palettes and habits of layout shift between them.
         size: (width, depth) of the floor's bounding rectangle in metres; drawn from about 2.5 to 9 m if None.
+        category: kind of room, one of ROOM_KINDS, which furniture follows; None mixes groups of all kinds.
 
-    Raises: ValueError for a negative seed, an unknown split, or a size outside 2 to 20 m.
+    Raises: ValueError for a negative seed, an unknown split or category, or a size outside 2 to 20 m.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; {near_names(split, SPLITS)}")
@@ -107,7 +122,10 @@ def generate_room(seed: int, split: str = "train", size: tuple[float, float] | N
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and not all(2.0 <= s <= 20.0 for s in size):
         raise ValueError(f"size must be two lengths of 2 to 20 m, got {size}")
+    if category is not None and category not in ROOM_KINDS:
+        raise ValueError(f"no kind of room is called {category!r}; {near_names(category, ROOM_KINDS)}")
     planner = _Planner(np.random.default_rng((seed, SPLITS.index(split), 1)), seed, split, size)
+    planner.room.category = category or ""
     planner.build_shell()
     planner.build_openings()
     planner.furnish()
@@ -323,6 +341,9 @@ class _Planner:
         """Draws groups of furniture until the floor is as full as the room's habit wants."""
         rng = self.rng
         # The largest things come first, while there is room for them.
+        if self.room.category:
+            self._furnish_kind()
+            return
         groups = [self._sleeping, self._lounge, self._kitchen, self._bath, self._dining, self._working, self._storage]
         odds = np.array([1.4, 1.4, 1.2, 1.0, 1.2, 1.2, 0.7])
         goal = rng.uniform(*self.habits["density"]) * 0.5 * self.room.area
@@ -332,6 +353,21 @@ class _Planner:
             if self._covered() > goal:
                 break
             groups[k]()
+        self._add_extras()
+
+    def _furnish_kind(self) -> None:
+        """The groups that make a kind of room, then others it may have until the floor is full, then extras."""
+        must, may = ROOM_KINDS[self.room.category]
+        goal = self.rng.uniform(*self.habits["density"]) * 0.5 * self.room.area
+        for group in must:
+            getattr(self, f"_{group}")()
+        for k in self.rng.permutation(len(may)):
+            if self._covered() < goal and self.rng.random() < 0.6:
+                getattr(self, f"_{may[k]}")()
+        self._add_extras()
+
+    def _add_extras(self) -> None:
+        rng = self.rng
         extras = dict(bookshelf=2, cabinet=2, lamp=1, plant=1, box=2, ottoman=1, chair=2) | {"trash can": 2}
         for category, count in extras.items():
             for _ in range(int(rng.integers(0, count + 1))):
