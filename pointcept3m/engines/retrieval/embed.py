@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pointcept3m.engines.loader import to_device
-from pointcept3m.structures.modality_features import OBJECT_MODALITIES
-from pointcept3m.structures.scene_embeddings import SceneEmbeddings
+from pointcept3m.structures.modality_features import OBJECT_MODALITIES, SCENE_MODALITIES
+from pointcept3m.structures.scene_embeddings import FUSED, SceneEmbeddings
 from pointcept3m.utils import comm
 
 PER_SCENE = {"names": "name", "splits": "split", "datasets": "dataset", "places": "place", "categories": "category", "references": "reference"}
@@ -61,7 +61,9 @@ def embed_dataset(
 def embed_batch(model: nn.Module, batch: Mapping[str, Any], fingerprint: str = "") -> SceneEmbeddings:
     """The embeddings of the scenes of one batch, whose tensors lie on the model's device."""
     objects, object_known = _unit("objects", *model.embed_objects(batch), batch, batch["object_offset"].tolist())
-    scenes, scene_known = _unit("scenes", *model.embed_scenes(batch), batch, None)
+    vectors, known = model.embed_scenes(batch)
+    kept = [name for name in vectors if name in (*SCENE_MODALITIES, FUSED)]  # a mean of CAD models is no modality of scenes
+    scenes, scene_known = _unit("scenes", {name: vectors[name] for name in kept}, known, batch, None)
     count = len(batch["name"])
     return SceneEmbeddings(
         model=fingerprint,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .evaluation import Results
+from .evaluation import FIRST_SCORE, Results, flatten
 
 TITLES = {
     "instance": "Instance matching within a scene (Fig. 4, Table 4)",
@@ -55,6 +55,20 @@ def text(methods: Mapping[str, Results]) -> str:
         lines = ["  ".join(_padded(cell, width, column) for column, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in (header, *rows)]
         parts.append(TITLES[metric] + "\n" + "\n".join(line.rstrip() for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def summary(methods: Mapping[str, Results]) -> str:
+    """A line for each metric and method: the means over pairs of two modalities, with the chance level of the first score."""
+    flat = {method: flatten(results) for method, results in methods.items()}
+    lines = []
+    for metric in TITLES:
+        for method, scores in flat.items():
+            names = [name for name in scores if name.startswith(f"{metric}_") and name.removeprefix(f"{metric}_").startswith(("top", "R@", "recall"))]
+            chance = next((scores[name] for name in (f"{metric}_chance_top1", f"{metric}_chance_recall") if name in scores), None)
+            if names:
+                shown = "  ".join(f"{_title(name.removeprefix(f'{metric}_'))} {_percent(scores[name])}" for name in names)
+                lines.append(f"{metric.replace('_', ' ')}, {method}: {shown}  (chance of {'recall' if metric in FIRST_SCORE else 'top-1'} {_percent(chance)})")
+    return "\n".join(lines)
 
 
 def _tables(methods: Mapping[str, Results]) -> list[tuple[str, list[str], list[list[str]]]]:

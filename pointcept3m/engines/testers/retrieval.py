@@ -148,4 +148,6 @@ class RetrievalTester(TesterBase):
         words = "\n".join((f"{name}\n\n" if len(results) > 1 else "") + tables.text(methods) for name, methods in results.items())
         for file, content in (("retrieval.md", document), ("retrieval.txt", words)):
             atomic_write(folder / file, lambda stream, content=content: stream.write(content.encode()))
-        self.logger.info(f"test: retrieval, in percent (all of it: {folder / 'retrieval.json'})\n{words}")
+        for name, methods in results.items():
+            self.logger.info(f"test: means over pairs of modalities of {name or 'data.test'}, in percent:\n{tables.summary(methods)}")
+        self.logger.info(f"test: every pair is in {folder / 'retrieval.txt'}, .md and .json")

@@ -1,0 +1,25 @@
+"""CrossOver on generated rooms with the pocket encoders: sizes and epochs that two CPU cores train in minutes."""
+
+_base_ = ["crossover.py"]
+_options_ = dict(
+    data_root="data/rooms",
+    recipe="pocket",
+    widths=dict(object_image=48, object_point=64, object_cad=64, object_text=64, image_token=96, floorplan_token=96, text_token=64),
+    cache=True,
+    grid_size=0.1,
+    dim=128,
+    transformer=dict(heads=8, layers=2, feedforward=256, dropout=0.1),
+    backbone=dict(
+        type="SpUNet-v1m1", in_channels=3, num_classes=0, base_channels=16, channels=(16, 32, 48, 64, 64, 48, 32, 32), layers=(1, 1, 1, 1, 1, 1, 1, 1)
+    ),
+    backbone_out_channels=32,
+    lr=2e-3,
+    warmup=0.1,
+    epochs=dict(baseline=60, instance=60, scene=12, unified=60, joint=60),
+    rounds=6,
+)
+
+num_worker = 1
+seed = 0
+batch_size_val = 8
+batch_size_test = 8

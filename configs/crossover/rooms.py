@@ -1,0 +1,11 @@
+"""CrossOver on generated rooms, all of it: Instance Baseline, then object level, fusion and unified encoders, and every table.
+
+    python tools/preprocess/rooms.py --output-root data/rooms ...
+    python tools/preprocess/modalities.py --data-root data/rooms --split train val --recipe pocket
+    sh tools/train.sh -c configs/crossover/rooms.py
+
+`-r true` goes on where it was stopped; `--options data_root=... feature_root=...` reach every stage.
+"""
+
+_base_ = ["../_base_/crossover_staged.py"]
+_options_ = dict(family="rooms")

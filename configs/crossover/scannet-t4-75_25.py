@@ -1,0 +1,7 @@
+"""CrossOver on ScanNet, image-point pairs in 75 % of the scenes, image-CAD pairs in the other 25 %; P->M is tested (Table 4).
+
+tools/preprocess/chunks.py writes the lists of scenes.
+"""
+
+_base_ = ["../_base_/crossover.py"]
+_options_ = dict(stage="instance", data_root="data/scannet", share="75_25", drop=dict(text=1.0))
