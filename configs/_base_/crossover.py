@@ -38,6 +38,7 @@ max_objects = 150
 turn_boxes = False
 object_points = False
 grid_size = 0.02
+thin = None  # metres: a point a cell of this size, before points are augmented, to save time
 cache = False
 
 lr = 1e-3
@@ -53,8 +54,6 @@ needs_points = stage in ("unified", "joint")
 metric = "instance_top1" if objects_alone else "scene_top1"
 
 batch_size = 16
-batch_size_val = 4
-batch_size_test = 4
 num_worker = 8
 epoch = epochs[stage]
 eval_epoch = rounds
@@ -69,6 +68,7 @@ finish = [
     dict(type="NormalizeColor", mode="minus_one_one"),
     dict(type="Collect", keys=("coord", "grid_coord"), feat_keys=("color",)),
 ]
+thinned = [dict(type="GridSample", grid_size=thin, mode="train")] if thin else []
 augment = [
     dict(type="RandomScale", scale=[0.8, 1.25]),
     dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=1),
@@ -95,7 +95,7 @@ data = dict(
         chunks=chunks,
         drop=drop,
         turn_boxes=turn_boxes,
-        transform=[dict(type="CenterShift", apply_z=True), *augment, *finish],
+        transform=[*thinned, dict(type="CenterShift", apply_z=True), *augment, *finish],
     ),
     val=looked_at,
     test=looked_at,

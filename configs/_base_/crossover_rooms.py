@@ -4,9 +4,10 @@ _base_ = ["crossover.py"]
 _options_ = dict(
     data_root="data/rooms",
     recipe="pocket",
-    widths=dict(object_image=48, object_point=64, object_cad=64, object_text=64, image_token=96, floorplan_token=96, text_token=64),
+    widths=dict(object_image=64, object_point=128, object_cad=128, object_text=256, image_token=128, floorplan_token=128, text_token=256),
     cache=True,
-    grid_size=0.1,
+    grid_size=0.15,
+    thin=0.1,
     dim=128,
     transformer=dict(heads=8, layers=2, feedforward=256, dropout=0.1),
     backbone=dict(
