@@ -3,8 +3,9 @@
 from .base import TESTERS, TesterBase
 from .insseg import InsSegTester
 from .open_vocabulary import OpenVocabularyTester
+from .recognition import RecognitionTester
 from .render import RenderTester
 from .retrieval import RetrievalTester
 from .semseg import SemSegTester
 
-__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RenderTester", "RetrievalTester", "SemSegTester", "TesterBase"]
+__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RecognitionTester", "RenderTester", "RetrievalTester", "SemSegTester", "TesterBase"]
