@@ -72,7 +72,7 @@ def extract_scene(
     count = len(objects)
     found: dict[str, dict[int, NDArray]] = {}
     notes: dict[str, Any] = {}
-    if recipe.image is not None:
+    if recipe.images:
         found["image"], notes["foreign_pixels"] = _object_images(folder, paths, objects, recipe, settings, tick)
     if recipe.shape is not None:
         found["point"], notes["few_points"] = _object_points(folder, objects, recipe, settings)
@@ -197,7 +197,7 @@ def _tokens(
     """(tokens of the scene's modalities, names of the key frames, texts of the text tokens)."""
     tokens: dict[str, NDArray] = {}
     frames: list[str] = []
-    if recipe.image is not None:
+    if recipe.images:
         frames = choose_key_frames(frames_folder, paths, settings.num_frames, settings.keyframes)
         if frames:
             tokens["image"] = recipe.image_tokens([read_color(paths[name]) for name in frames])

@@ -1,10 +1,12 @@
 """A recipe: which frozen encoders look at the modalities, and at what size. The entry point of raw inputs, too."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,12 +17,13 @@ from pointcept3m.models.text import TextEncoder
 from pointcept3m.utils.errors import add_note
 from pointcept3m.utils.registry import near_names
 
-# image, shape, text: what TEACHERS, SHAPE_ENCODERS and TEXT_ENCODERS build; one that is None leaves its modalities out.
+# image, shape, text: what TEACHERS, SHAPE_ENCODERS and TEXT_ENCODERS build; one that is None leaves its modalities out. Several
+# image encoders in a list give their vectors side by side, each of unit length.
 # frame_size: (height, width), or the longer side, at which key frames and floorplans are looked at; crop_size: the side of
 # crops of objects. The paper's figures (Sec. 4) are DINOv2 ViT-g/14 at 224 x 224, I2P-MAE of Point-Bind, BLIP ViT-L.
 RECIPES: dict[str, dict[str, Any]] = {
     "pocket": dict(
-        image=dict(type="PocketTeacher", name="text", image_size=None),
+        image=[dict(type="PocketTeacher", name=name, image_size=None) for name in ("geometric", "diffusion")],
         shape=dict(type="PocketShape"),
         text=dict(type="ReferralEncoder"),
         frame_size=160,
@@ -48,7 +51,7 @@ class Recipe:
 
     def __init__(self, name: str, config: Mapping[str, Any], device: str = "cpu", batch: int = 64):
         self.name, self.config, self.device, self.batch = name, dict(config), device, batch
-        self.image: Teacher | None = self._build("image")
+        self.images: list[Teacher] = self._build("image") or []
         self.shape: ShapeEncoder | None = self._build("shape")
         self.text: TextEncoder | None = self._build("text")
         size = self.config.get("frame_size", 224)
@@ -60,20 +63,25 @@ class Recipe:
         if config is None:
             return None
         try:
-            encoder = PARTS[part].build(config)
+            several = [config] if isinstance(config, Mapping) else config
+            built = [PARTS[part].build(one).to(self.device) for one in several]
         except (ValueError, FileNotFoundError, ImportError) as error:
             add_note(error, f"recipe {self.name!r}: weights are given by --weight {part}=PATH; --leave-out {part} goes without")
             raise
-        return encoder.to(self.device)
+        if part == "image":
+            return built
+        if len(built) != 1:
+            raise ValueError(f"recipe {self.name!r}: {len(built)} encoders of {part}, wanted one; only images may have several")
+        return built[0]
 
     @property
     def encoders(self) -> dict[str, str]:
         """Modality (image, floorplan, point, cad, text) -> what tells its vectors from others'."""
         made: dict[str, str] = {}
-        if self.image is not None:
+        if self.images:
             size = self.frame_size if isinstance(self.frame_size, int) else "x".join(map(str, self.frame_size))
-            made["image"] = f"{self.image.fingerprint}/frames {size}/crops {self.crop_size}"
-            made["floorplan"] = f"{self.image.fingerprint}/frames {size}"
+            both = "+".join(teacher.fingerprint for teacher in self.images)
+            made["image"], made["floorplan"] = f"{both}/frames {size}/crops {self.crop_size}", f"{both}/frames {size}"
         if self.shape is not None:
             made["point"] = made["cad"] = self.shape.fingerprint
         if self.text is not None:
@@ -84,8 +92,9 @@ class Recipe:
     def widths(self) -> dict[str, int]:
         """Widths of object_image, object_point, object_cad, object_text, image_token, floorplan_token and text_token."""
         made = {}
-        if self.image is not None:
-            made |= {"object_image": self.image.dim, "image_token": 2 * self.image.dim, "floorplan_token": 2 * self.image.dim}
+        if self.images:
+            dim = sum(teacher.dim for teacher in self.images)
+            made |= {"object_image": dim, "image_token": 2 * dim, "floorplan_token": 2 * dim}
         if self.shape is not None:
             made |= {"object_point": self.shape.dim, "object_cad": self.shape.dim}
         if self.text is not None:
@@ -94,40 +103,53 @@ class Recipe:
 
     def image_tokens(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """[class token; mean of patches] of whole pictures uint8 [H, W, 3]: float32 [V, 2D]."""
-        teacher = self._part("image")
+        self._require("image")
         sized = [_resized(_checked(image, row), self._frame_size(image)) for row, image in enumerate(images)]
-        rows = np.zeros((len(sized), 2 * teacher.dim), np.float32)
+        rows = np.zeros((len(sized), self.widths["image_token"]), np.float32)
         for size in dict.fromkeys(image.shape for image in sized):  # pictures of one size go together
             members = [row for row, image in enumerate(sized) if image.shape == size]
             for start in range(0, len(members), self.batch):
                 some = members[start : start + self.batch]
-                first, patches = teacher.tokens(self._tensor([sized[row] for row in some]))
-                rows[some] = torch.cat([first, patches.mean(1)], dim=1).cpu().numpy()
-        return _finite(rows, f"{teacher.name} gave values that are not finite for a picture")
+                rows[some] = np.concatenate(self._look([sized[row] for row in some]), axis=1)
+        return rows
 
     def image_crops(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Class tokens of pictures of objects uint8 [h, w, 3], each resized to a square: float32 [N, D]."""
-        teacher = self._part("image")
-        rows = [np.zeros((0, teacher.dim), np.float32)]
+        self._require("image")
+        rows = [np.zeros((0, self.widths["object_image"]), np.float32)]
         for start in range(0, len(crops), self.batch):
             some = crops[start : start + self.batch]
             sized = [_resized(_checked(crop, start + row), (self.crop_size, self.crop_size)) for row, crop in enumerate(some)]
-            rows.append(teacher.tokens(self._tensor(sized))[0].cpu().numpy())
-        return _finite(np.concatenate(rows), f"{teacher.name} gave values that are not finite for a crop")
+            rows.append(self._look(sized)[0])
+        return np.concatenate(rows)
+
+    def _look(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(class tokens [V, D], means of patches [V, D]) of pictures of one size; of several encoders side by side."""
+        batch = torch.from_numpy(np.stack(images)).to(self.device).movedim(-1, 1).float() / 255
+        first, mean = [], []
+        for teacher in self.images:
+            token, patches = teacher.tokens(batch)
+            pair = token, patches.mean(1)
+            if not all(torch.isfinite(part).all() for part in pair):
+                raise ValueError(f"{teacher.name} gave values that are not finite for a picture")
+            pair = [F.normalize(part, dim=1) for part in pair] if len(self.images) > 1 else pair
+            first.append(pair[0])
+            mean.append(pair[1])
+        return torch.cat(first, dim=1).cpu().numpy(), torch.cat(mean, dim=1).cpu().numpy()
 
     def shapes(self, points: Sequence[NDArray]) -> NDArray[np.float32]:
         """Vectors float32 [N, Dp] of objects with points [S, 3] each."""
-        return self._part("shape")(points).numpy()
+        return self._require("shape")(points).numpy()
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [T, Dt]."""
-        return self._part("text")(texts).numpy()
+        return self._require("text")(texts).numpy()
 
-    def _part(self, part: str) -> Any:
-        encoder = getattr(self, part)
-        if encoder is None:
-            raise ValueError(f"recipe {self.name!r} has no encoder of {part}; its parts: {', '.join(p for p in PARTS if getattr(self, p) is not None)}")
-        return encoder
+    def _require(self, part: str) -> Any:
+        parts = {"image": self.images, "shape": self.shape, "text": self.text}
+        if not parts[part]:
+            raise ValueError(f"recipe {self.name!r} has no encoder of {part}; its parts: {', '.join(name for name in parts if parts[name])}")
+        return parts[part]
 
     def _frame_size(self, image: NDArray) -> tuple[int, int]:
         """(H, W), multiples of the patch, at which the encoder sees a whole picture."""
@@ -137,11 +159,8 @@ class Recipe:
         else:
             scale = self.frame_size / max(height, width)
             height, width = height * scale, width * scale
-        patch = self._part("image").patch
+        patch = math.lcm(*(teacher.patch for teacher in self.images))
         return tuple(max(1, round(side / patch)) * patch for side in (height, width))
-
-    def _tensor(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(images)).to(self.device).movedim(-1, 1).float() / 255
 
 
 def build_recipe(
@@ -177,6 +196,8 @@ def recipe_config(
     for part, path in (weights or {}).items():
         if config.get(part) is None:
             raise ValueError(f"recipe {name!r} has no encoder of {part}, so a weight for it has no use: {path}")
+        if not isinstance(config[part], Mapping):
+            raise ValueError(f"recipe {name!r} has several encoders of {part}: write their weights into the recipe")
         config[part] = {**config[part], "weight": str(path)}
     return name, {**config, **dict.fromkeys(leave_out)}
 
@@ -192,9 +213,3 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-
-
-def _finite(rows: NDArray[np.float32], complaint: str) -> NDArray[np.float32]:
-    if not np.isfinite(rows).all():
-        raise ValueError(complaint)
-    return rows

@@ -134,8 +134,7 @@ class Teacher(nn.Module):
     def tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(class tokens [V, dim], patch tokens [V, P, dim]) of `images` [V, 3, H, W] (float, 0..1), float32 on their device.
 
-        For a network without a class token it is the mean of its patches about the middle of the picture, weighted by a Gaussian
-        of a quarter of its sides. Nothing is cached. Raises: as `forward`.
+        For a network without a class token it is the maximum of its patches, channel by channel. Nothing is cached. Raises: as `forward`.
         """
         self._check(images, None)
         images = images.detach().float()
@@ -147,10 +146,8 @@ class Teacher(nn.Module):
 
     def prefix_and_patches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(class token [V, dim], patches [V, P, dim]) of prepared images; a subclass whose network has a class token says which."""
-        maps = self.features(images)
-        sides = [torch.linspace(-1, 1, side + 2, device=maps.device)[1:-1] for side in maps.shape[-2:]]
-        weight = torch.exp(-2 * (sides[0][:, None] ** 2 + sides[1] ** 2))
-        return (maps * (weight / weight.sum())).sum((2, 3)), maps.flatten(2).transpose(1, 2)
+        patches = self.features(images).flatten(2).transpose(1, 2)
+        return patches.amax(1), patches
 
     def _compute(self, images: torch.Tensor) -> torch.Tensor:
         with self._scope(images) as own:
