@@ -6,6 +6,7 @@ from pointcept3m.datasets.collate import collate_fn, point_collate_fn
 from pointcept3m.datasets.crossover import CrossOverDataset
 from pointcept3m.datasets.matterport import MatterportDataset
 from pointcept3m.datasets.nuscenes import NuScenesDataset
+from pointcept3m.datasets.object_clouds import ObjectCloudDataset
 from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
 from pointcept3m.datasets.rooms_dataset import RoomsDataset
 from pointcept3m.datasets.s3dis import S3DISDataset
@@ -18,6 +19,7 @@ __all__ = [
     "CrossOverDataset",
     "MatterportDataset",
     "NuScenesDataset",
+    "ObjectCloudDataset",
     "PointDataset",
     "RGBDDataset",
     "RGBDFolderDataset",

@@ -4,8 +4,9 @@ from .base import TESTERS, TesterBase
 from .insseg import InsSegTester
 from .open_vocabulary import OpenVocabularyTester
 from .recognition import RecognitionTester
+from .reconstruction import ReconstructionTester
 from .render import RenderTester
 from .retrieval import RetrievalTester
 from .semseg import SemSegTester
 
-__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RecognitionTester", "RenderTester", "RetrievalTester", "SemSegTester", "TesterBase"]
+__all__ = ["TESTERS", "InsSegTester", "OpenVocabularyTester", "RecognitionTester", "ReconstructionTester", "RenderTester", "RetrievalTester", "SemSegTester", "TesterBase"]

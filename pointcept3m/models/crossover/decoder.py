@@ -1,0 +1,194 @@
+"""From an object's embedding to Gaussians: reconstruction on top of CrossOver, after the idea of Object-X.
+
+Object-X (di Lorenzo et al., NeurIPS 2025) decodes multi-modal object embeddings to 3D Gaussians by TRELLIS' structured latents.
+This is a small decoder of the same task: any of CrossOver's modalities in, a fixed number of Gaussians out.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointcept3m import ops
+from pointcept3m.models.builder import MODELS, build_model
+from pointcept3m.structures.gaussians import Gaussians
+from pointcept3m.utils.registry import near_names
+
+DISTANCE, RADIUS = 4.0, 1.5  # of cameras from the object's centre; what their pictures hold around it (half of its longest side is 1)
+
+
+class ObjectGaussians(NamedTuple):
+    """G Gaussians of each of E objects, in the objects' boxes (half of the longest side is 1): means [E, G, 3], quats [E, G, 4] of
+    length 1, scales [E, G, 3], opacities [E, G] and colors [E, G, 3] in 0..1."""
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+
+    def each(self) -> list[Gaussians]:
+        """The Gaussians of one object after the other."""
+        return [Gaussians(*parts) for parts in zip(*(value.unbind(0) for value in self), strict=True)]
+
+
+@MODELS.register_module("CrossOver-ObjectX-v1m1")
+class ObjectDecoder(nn.Module):
+    """Embeddings of CrossOver's object level, frozen, decoded to Gaussians.
+
+    G learned queries are each moved by the embedding (scale and shift of every block, as FiLM does), and decoded alone: no
+    attention, so time and memory are linear in G.
+
+    instance: config of the frozen model; its weights come through a CheckpointLoader with part="instance".
+    modalities: those that are decoded; an object is taught from one of those it has, drawn anew in every step.
+    gaussians: G. width, blocks: of the decoder. max_objects: so many objects of a batch are drawn for a step.
+    views, image_size: pictures of each object that are compared, and their side. point_scale: standard deviation of a point of the
+        target when it is drawn, in half sides of the object.
+    chamfer_weight, image_weight, mask_weight: of the three losses. noise: of the embedding while training, as a share of its length.
+    """
+
+    task = "reconstruction"
+
+    def __init__(
+        self,
+        instance: Mapping[str, Any],
+        modalities: tuple[str, ...] | None = None,
+        gaussians: int = 384,
+        width: int = 64,
+        blocks: int = 3,
+        max_objects: int = 16,
+        views: int = 2,
+        image_size: int = 32,
+        point_scale: float = 0.04,
+        chamfer_weight: float = 1.0,
+        image_weight: float = 1.0,
+        mask_weight: float = 0.5,
+        noise: float = 0.1,
+    ):
+        super().__init__()
+        self.instance = build_model(instance)
+        self.instance.requires_grad_(False)
+        there = self.instance.modalities
+        for name in modalities or ():
+            if name not in there:
+                raise ValueError(f"CrossOver-ObjectX: no modality {name!r} in the object level; {near_names(name, there)}")
+        self.modalities = tuple(modalities or there)
+        self.max_objects, self.views, self.image_size, self.point_scale, self.noise = max_objects, views, image_size, point_scale, noise
+        self.weights = dict(chamfer=chamfer_weight, image=image_weight, mask=mask_weight)
+        self.query = nn.Parameter(torch.randn(gaussians, width))
+        self.anchor = nn.Parameter((torch.rand(gaussians, 3) * 2 - 1) * 0.8)
+        self.latent = nn.Sequential(nn.Linear(self.instance.dim, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width), nn.GELU())
+        self.film = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(blocks))
+        self.out = nn.Linear(width, 3 + 4 + 3 + 1 + 3)
+        self._start()
+
+    def _start(self) -> None:
+        """Small grey balls at the anchors: wide enough to be seen, so that all of them have a gradient."""
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+            self.out.bias.copy_(torch.tensor([0.0] * 3 + [1.0, 0.0, 0.0, 0.0] + [math.log(0.08)] * 3 + [0.5] + [0.0] * 3))
+
+    def train(self, mode: bool = True) -> "ObjectDecoder":
+        super().train(mode)
+        self.instance.eval()
+        return self
+
+    @torch.no_grad()
+    def embed_objects(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As the object level's, of the modalities that are decoded."""
+        rows, known = self.instance.embed_objects(batch)
+        return {name: rows[name] for name in self.modalities}, {name: known[name] for name in self.modalities}
+
+    def decode(self, embedding: Tensor) -> ObjectGaussians:
+        """Gaussians of unit rows [E, D]."""
+        latent = self.latent(embedding.float())
+        h = self.query.expand(len(latent), -1, -1)
+        for film, block, norm in zip(self.film, self.blocks, self.norms, strict=True):
+            scale, shift = film(latent)[:, None].chunk(2, dim=-1)
+            h = h + block(norm(h) * (1 + scale) + shift)
+        offset, quat, scale, opacity, color = self.out(h).split([3, 4, 3, 1, 3], dim=-1)
+        return ObjectGaussians(
+            self.anchor + offset, F.normalize(quat, dim=-1), scale.clamp(-6, 0).exp(), torch.sigmoid(opacity).squeeze(-1), torch.sigmoid(color)
+        )
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """loss and its parts, over drawn objects of a batch of ObjectCloudDataset."""
+        embedding, rows = self.draw(batch)
+        cloud, color = batch["object_cloud"][rows], batch["object_cloud_color"][rows]
+        made = self.decode(embedding)
+        losses = {"chamfer": chamfer(made.means, cloud[:, : made.means.shape[1]]).mean() if len(rows) else made.means.sum() * 0}
+        losses["image"], losses["mask"] = self.compare(made, cloud, color)
+        total = sum(self.weights[name] * loss for name, loss in losses.items())
+        return {"loss": total, **{f"{name}_loss": loss.detach() for name, loss in losses.items()}}
+
+    def draw(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(an embedding [E, D] each, rows [E]) of at most `max_objects` objects that have points and a modality."""
+        vectors, known = self.embed_objects(batch)
+        stacked, mask = torch.stack([vectors[m] for m in self.modalities], 1), torch.stack([known[m] for m in self.modalities], 1)
+        rows = torch.nonzero(mask.any(1) & batch["object_has_cloud"]).flatten()
+        if not self.training:
+            rows = rows[: self.max_objects]
+            return stacked[rows, mask[rows].int().argmax(1)], rows
+        rows = rows[torch.randperm(len(rows)).to(rows.device)[: self.max_objects]]
+        chosen = torch.multinomial(mask[rows].float(), 1)[:, 0] if len(rows) else rows
+        embedding = stacked[rows, chosen]
+        noisy = embedding + self.noise * torch.randn_like(embedding) / math.sqrt(embedding.shape[1])
+        return F.normalize(noisy, dim=-1), rows
+
+    def compare(self, made: ObjectGaussians, cloud: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean L1 of pictures, of masks) against the points drawn as small balls, from views around; random ones while training."""
+        image, mask = [made.colors.sum() * 0], [made.opacities.sum() * 0]
+        for row, gaussians in enumerate(made.each()):
+            turns = torch.rand(self.views) if self.training else torch.arange(self.views) / self.views
+            lifts = torch.rand(self.views) * 0.9 - 0.1 if self.training else torch.full((self.views,), 0.4)
+            cameras = orbit(turns, lifts, self.image_size, cloud.device)
+            with torch.no_grad():
+                wanted, wanted_mask = render(balls(cloud[row], color[row], self.point_scale), *cameras, self.image_size)
+            rgb, alpha = render(gaussians, *cameras, self.image_size)
+            image.append((rgb - wanted).abs().mean() / len(cloud))
+            mask.append((alpha - wanted_mask).abs().mean() / len(cloud))
+        return torch.stack(image).sum(), torch.stack(mask).sum()
+
+
+def chamfer(a: Tensor, b: Tensor) -> Tensor:
+    """[E]: the mean distance from each of a [E, P, 3] to the nearest of b [E, Q, 3], and back, averaged; unit of the points."""
+    square = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None] - 2 * a @ b.transpose(1, 2)
+    distance = square.clamp(min=1e-8).sqrt()
+    return (distance.amin(2).mean(1) + distance.amin(1).mean(1)) / 2
+
+
+def balls(coord: Tensor, color: Tensor, scale: float) -> Gaussians:
+    """Points [P, 3] with colours in 0..1 as equal, almost opaque Gaussians."""
+    count = len(coord)
+    quats = coord.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
+    return Gaussians(coord, quats, coord.new_full((count, 3), scale), coord.new_full((count,), 0.95), color)
+
+
+def orbit(turns: Tensor, lifts: Tensor, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(extrinsic [V, 4, 4], intrinsic [V, 3, 3]) of cameras that look at an object's centre.
+
+    turns [V]: around z, 1 a full turn. lifts [V]: elevation in radians. size: side of the square pictures.
+    """
+    angle = turns * 2 * math.pi
+    back = torch.stack([angle.cos() * lifts.cos(), angle.sin() * lifts.cos(), lifts.sin()], dim=1)  # from the centre to the camera
+    right = torch.stack([-angle.sin(), angle.cos(), torch.zeros_like(angle)], dim=1)
+    rotation = torch.stack([right, torch.cross(right, back, dim=1), -back], dim=1)  # rows: x right, y down, z forward
+    extrinsic = torch.eye(4).repeat(len(turns), 1, 1)
+    extrinsic[:, :3, :3] = rotation
+    extrinsic[:, 2, 3] = DISTANCE
+    focal = size / 2 * DISTANCE / RADIUS
+    intrinsic = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]]).repeat(len(turns), 1, 1)
+    return extrinsic.to(device), intrinsic.to(device)
+
+
+def render(gaussians: Gaussians, extrinsic: Tensor, intrinsic: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(pictures [V, size, size, 3] on white, masks [V, size, size] in 0..1)."""
+    rgb, alpha, _ = ops.rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors, extrinsic, intrinsic, size, size
+    )
+    return rgb + (1 - alpha), alpha[..., 0]
