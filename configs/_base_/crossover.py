@@ -10,6 +10,7 @@ _base_ = ["default_runtime.py"]
 # "unified": fusion and unified encoders around a frozen object level (Eq. 3), starts from "scene" · "joint": these and the object level
 # together (Eq. 4), starts from "instance"
 stage = "unified"
+start = {"scene": "instance", "unified": "scene", "joint": "instance"}.get(stage)
 
 data_root = "data/scannet"  # or several folders
 test_root = data_root
@@ -23,12 +24,15 @@ drop = None  # dict(cad=0.2): modalities that are hidden at random in training
 dim = 768
 base = "image"
 pairs = "base"  # "all": every modality with every other (supplementary)
-object_loss = dict(negatives="batch")  # Eq. 5; the release's first stage has "scene": objects of the same scene alone
+object_loss = dict(negatives="batch")  # Eq. 5
 scene_loss = dict()
+fusion = dict()  # Eq. 2
+floorplan = "token"
+cad_location = False
 transformer = dict(heads=12, layers=4, feedforward=2048, dropout=0.1)
 head_dropout = 0.0
-loss_weights = "learned"  # Eq. 3; the release: "fixed"
-# The paper's sparse residual network with a map of full resolution; the release has MinkowskiEngine's ResNet34, which pools.
+loss_weights = "learned"  # Eq. 3
+# The paper's sparse residual network with a map of full resolution.
 backbone = dict(type="MinkUNet34C", in_channels=3, out_channels=0)
 backbone_out_channels = 96
 
@@ -109,7 +113,7 @@ instance = dict(
     pairs=pairs,
     dropout=head_dropout,
     loss=object_loss,
-    **({} if stage == "baseline" else dict(transformer=transformer)),
+    **({} if stage == "baseline" else dict(transformer=transformer, cad_location=cad_location)),
 )
 model = (
     instance
@@ -122,13 +126,15 @@ model = (
         backbone_out_channels=backbone_out_channels,
         dim=dim,
         stage=stage,
+        fusion=fusion,
         loss=scene_loss,
         loss_weights=loss_weights,
+        floorplan=floorplan,
     )
 )
 
-# Weights of the object level alone become the model's `instance`; those of the stage "scene" are whole models.
-into_instance = dict(keywords="module.", replacement="module.instance.", part="instance") if stage in ("scene", "joint") else {}
+# Weights of the object level become the model's `instance`; those of the stage "scene" are whole models.
+into_instance = dict(keywords="module.", replacement="module.instance.", part="instance") if start == "instance" else {}
 hooks = [
     dict(type="CheckpointLoader", **into_instance),
     dict(type="IterationTimer", warmup_iter=2),

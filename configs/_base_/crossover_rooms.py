@@ -4,11 +4,13 @@ _base_ = ["crossover.py"]
 _options_ = dict(
     data_root="data/rooms",
     recipe="pocket",
-    widths=dict(object_image=64, object_point=128, object_cad=128, object_text=256, image_token=128, floorplan_token=128, text_token=256),
+    widths=dict(object_image=112, object_point=128, object_cad=128, object_text=256, image_token=224, floorplan_token=224, text_token=256),
     cache=True,
     grid_size=0.15,
     thin=0.1,
     dim=128,
+    head_dropout=0.2,
+    turn_boxes=True,
     transformer=dict(heads=8, layers=2, feedforward=256, dropout=0.1),
     backbone=dict(
         type="SpUNet-v1m1", in_channels=3, num_classes=0, base_channels=16, channels=(16, 32, 48, 64, 64, 48, 32, 32), layers=(1, 1, 1, 1, 1, 1, 1, 1)
