@@ -24,6 +24,9 @@ Self-supervised pretraining of 3D backbones, from one command.
   pointcept3m test       evaluate a checkpoint with the tester of its config
   pointcept3m predict    label the points of your own scan: ply, pcd, las, npy, RGB-D folder
   pointcept3m query      where in a scene is "somewhere to sit"? heat map and coordinates, by a distilled model
+  pointcept3m embed      scenes as vectors in CrossOver's space: a gallery that is searched
+  pointcept3m retrieve   which scenes of a gallery fit a picture, a floorplan, words or a scan?
+  pointcept3m localize   where are the objects of one scene in another?
   pointcept3m view       a page in the browser where a scene is asked in free text
   pointcept3m visualize  what a backbone makes of a cloud: features, similarity, classes and errors as colours
   pointcept3m check      what this machine, the compiled kernels, the data and the weights allow
@@ -60,6 +63,27 @@ def query(argv: Sequence[str]) -> int:
     from pointcept3m.engines.open_vocabulary.command import query_main
 
     return query_main(list(argv))
+
+
+def embed(argv: Sequence[str]) -> int:
+    """`pointcept3m embed`: the arguments of tools/embed.py."""
+    from pointcept3m.engines.retrieval.command import embed_main
+
+    return embed_main(list(argv))
+
+
+def retrieve(argv: Sequence[str]) -> int:
+    """`pointcept3m retrieve`: the arguments of tools/retrieve.py."""
+    from pointcept3m.engines.retrieval.command import retrieve_main
+
+    return retrieve_main(list(argv))
+
+
+def localize(argv: Sequence[str]) -> int:
+    """`pointcept3m localize`: the arguments of tools/localize.py."""
+    from pointcept3m.engines.retrieval.command import localize_main
+
+    return localize_main(list(argv))
 
 
 def view(argv: Sequence[str]) -> int:
@@ -143,6 +167,9 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "predict": predict,
     "query": query,
+    "embed": embed,
+    "retrieve": retrieve,
+    "localize": localize,
     "view": view,
     "check": check,
     "report": report,

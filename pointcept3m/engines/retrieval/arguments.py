@@ -1,0 +1,78 @@
+"""The command lines of embed, retrieve and localize. Imports no torch, so that `--help` answers at once."""
+
+import argparse
+from pathlib import Path
+
+from pointcept3m.engines.arguments import add_scan_arguments
+
+QUERY_HELP = "a picture, a folder of pictures, a panorama, a floorplan, a scan (ply, pcd, las, npy, ...), a text or text file"
+
+
+def _parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weight", required=True, metavar="W", help="a trained CrossOver-v1m1 (.pth, .safetensors), or its run folder")
+    parser.add_argument("--config", metavar="FILE", help="config, for weights that carry none")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
+
+
+def embed_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "pointcept3m embed",
+        "Embeds scenes into CrossOver's space: scene folders become a gallery, anything else a vector.",
+        "  pointcept3m embed data/rooms/val --weight exp/crossover/rooms --gallery db\n  pointcept3m embed plan.png --weight exp/crossover/rooms --out plan.npy\n",
+    )
+    add = parser.add_argument
+    add("given", nargs="+", metavar="SCENE", help=f"folders of scenes, for --gallery; or, for --out, {QUERY_HELP}")
+    _add_model(parser)
+    add("--gallery", type=Path, metavar="FOLDER", help="writes or (--add) extends a gallery of scene folders")
+    add("--out", type=Path, metavar="FILE", help=".npy: the unit vectors of what is given, a row each")
+    add("--add", action="store_true", help="put the scenes into the gallery that is there")
+    add("--index", choices=("exact", "faiss"), default="exact", help="faiss: an index for large galleries, its recall is printed (%(default)s)")
+    add("--feature-root", type=Path, metavar="FOLDER", help="where tools/preprocess/modalities.py put features that are not in the scenes")
+    add("--as", dest="kind", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong")
+    add_scan_arguments(parser)
+    return parser
+
+
+def retrieve_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "pointcept3m retrieve",
+        "Finds scenes of a gallery by a picture, a floorplan, words or points.",
+        '  pointcept3m retrieve --query plan.png --gallery db --weight exp/crossover/rooms\n  pointcept3m retrieve --query "a desk near the window" --gallery db --weight W --target point\n',
+    )
+    add = parser.add_argument
+    add("--query", required=True, action="append", metavar="Q", help=f"{QUERY_HELP}; repeated, their vectors are averaged")
+    add("--gallery", required=True, type=Path, metavar="FOLDER", help="what pointcept3m embed --gallery wrote")
+    _add_model(parser)
+    add("--as", dest="kind", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; once a query")
+    add("--target", action="append", metavar="M", help="modality of the gallery to look in: image, point, floorplan, text, scene; may be repeated (all it has)")
+    add("--top", type=int, default=5, metavar="K", help="scenes to show (%(default)s)")
+    add("--split")
+    add("--category", help="kind of room")
+    add("--dataset")
+    add("--without", action="append", default=[], metavar="SCENE", help="a scene that must not be found, such as the query's own; may be repeated")
+    add("--without-place", action="append", default=[], metavar="PLACE", help="a place none of whose scans may be found")
+    add("--out", type=Path, metavar="FILE", help=".json: the ranking; .png: a sheet of pictures; without it the ranking is printed alone")
+    add_scan_arguments(parser)
+    return parser
+
+
+def localize_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "pointcept3m localize",
+        "Finds the objects of one scene in another, with their boxes: matched one to one, then aligned.",
+        "  pointcept3m localize --query data/rooms/val/room000003_1 --from cad --scene data/rooms/val/room000003 --to point --weight exp/crossover/rooms --out found.png\n",
+    )
+    add = parser.add_argument
+    add("--query", required=True, type=Path, metavar="SCENE", help="scene folder whose objects are looked for")
+    add("--scene", required=True, type=Path, metavar="SCENE", help="scene folder they are looked for in, such as the one retrieve found")
+    add("--from", dest="source", default="cad", metavar="M", help="modality of the query's objects: image, point, cad or text (%(default)s)")
+    add("--to", dest="target", default="point", metavar="M", help="modality of the scene's objects (%(default)s)")
+    add("--tolerance", type=float, default=0.6, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
+    _add_model(parser)
+    add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes")
+    add("--out", type=Path, metavar="FILE", help=".json or .png; without it the matches are printed alone")
+    return parser

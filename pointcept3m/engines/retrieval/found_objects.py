@@ -1,0 +1,148 @@
+"""Objects of a query scene found in another: embeddings, matches, a table, JSON, a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointcept3m.engines.retrieval.inputs import RetrievalModel, make_batch
+from pointcept3m.engines.retrieval.localize import Localization, localize
+from pointcept3m.engines.retrieval.scenes import scene_query
+from pointcept3m.structures.modality_features import OBJECT_MODALITIES, ModalityFeatures
+from pointcept3m.utils.registry import near_names
+
+HAS_PLACE = ("image", "point", "cad")  # modalities whose objects' boxes may be taken for known; words tell no place
+
+
+@dataclass
+class FoundObjects:
+    """query, target: the scenes' features · query_rows, target_rows: the objects that have the modality · result: in numbers of those."""
+
+    query_folder: Path
+    target_folder: Path
+    source: str
+    target_modality: str
+    query: ModalityFeatures
+    target: ModalityFeatures
+    query_rows: NDArray[np.int64]
+    target_rows: NDArray[np.int64]
+    result: Localization
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One entry a match: labels, ids, cosine, whether the alignment agrees, the box in the target scene."""
+        entries = []
+        for match in self.result.matches:
+            q, t = int(self.query_rows[match.query]), int(self.target_rows[match.target])
+            box = [round(float(value), 4) for value in self.target.object_box[t]]
+            entries.append(dict(
+                query_id=int(self.query.object_id[q]), query_label=self.query.labels[q], id=int(self.target.object_id[t]),
+                label=self.target.labels[t], score=match.score, aligned=match.inlier, center=box[:3], size=box[3:],
+            ))  # fmt: skip
+        return entries
+
+    def as_json(self) -> dict[str, Any]:
+        motion = None if self.result.motion is None else self.result.motion.tolist()
+        return dict(
+            query=str(self.query_folder), scene=str(self.target_folder), source=self.source, target=self.target_modality, motion=motion, objects=self.rows()
+        )
+
+
+@torch.no_grad()
+def find_objects(
+    query: Path, scene: Path, model: RetrievalModel, source: str, target: str, tolerance: float, feature_root: Path | None = None
+) -> FoundObjects:
+    """Matches the objects of `query` in modality `source` with those of `scene` in modality `target`.
+
+    Raises: KeyError for an unknown modality; FileNotFoundError; ValueError where a scene has no object in its modality.
+    """
+    for word in (source, target):
+        if word not in OBJECT_MODALITIES:
+            raise KeyError(f"objects have no modality {word!r}; {near_names(word, OBJECT_MODALITIES)}")
+    for folder in (query, scene):
+        if not (folder / "objects.json").is_file():
+            raise FileNotFoundError(f"{folder}: no objects.json, so its objects are not known")
+    parts = [scene_query(folder, model, feature_root) for folder in (query, scene)]
+    sides = []
+    for part, modality, folder in zip(parts, (source, target), (query, scene), strict=True):
+        rows, known = model.network.embed_objects(make_batch([part], model))
+        if modality not in rows:
+            raise ValueError(f"{model.weight} embeds no {modality} of objects; it embeds {', '.join(rows)}")
+        chosen = np.flatnonzero(known[modality].cpu().numpy())
+        if not len(chosen):
+            raise ValueError(f"{folder}: none of its {len(known[modality])} objects has a {modality} embedding")
+        sides.append((rows[modality].float().cpu().numpy()[chosen], chosen))
+    (query_vectors, query_rows), (target_vectors, target_rows) = sides
+    first, second = parts[0].features, parts[1].features
+    centers = first.object_box[query_rows, :3].astype(np.float64) if source in HAS_PLACE else None
+    result = localize(query_vectors, target_vectors, centers, second.object_box[target_rows, :3].astype(np.float64), tolerance)
+    return FoundObjects(query, scene, source, target, first, second, query_rows, target_rows, result)
+
+
+def describe_found(found: FoundObjects) -> str:
+    """A table of the matches, best first."""
+    lines = [f"{'object':<24}{'is':<24}{'score':>6}  {'aligned':<8}centre x, y, z (metres)"]
+    for row in found.rows():
+        place = ", ".join(f"{value:.2f}" for value in row["center"])
+        here, there = f"{row['query_label']} {row['query_id']}", f"{row['label']} {row['id']}"
+        lines.append(f"{here:<24}{there:<24}{row['score']:>6.3f}  {'yes' if row['aligned'] else 'no':<8}{place}")
+    if found.result.motion is None:
+        lines.append("no two matches agree on where the query's scene lies in this one" if found.source in HAS_PLACE else "words tell no place: nothing is aligned")
+    else:
+        angle = np.degrees(np.arctan2(found.result.motion[1, 0], found.result.motion[0, 0]))
+        shift = found.result.motion[:3, 3]
+        lines.append(
+            f"{found.result.inliers} of {len(found.result.matches)} matches agree: the query's axes are turned by {angle:.0f} degrees and "
+            f"shifted by ({shift[0]:.2f}, {shift[1]:.2f}, {shift[2]:.2f}) m"
+        )
+    return "\n".join(lines)
+
+
+def draw_found(found: FoundObjects, side: int = 900) -> NDArray[np.uint8]:
+    """The target scene from above: its points, all boxes in grey, matched ones coloured (green where aligned), with labels."""
+    from PIL import Image, ImageDraw
+
+    from pointcept3m.engines.visualize.sheet import font
+    from pointcept3m.structures.scene import Scene
+
+    boxes = found.target.object_box
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 3:5] / 2, boxes[:, :2] + boxes[:, 3:5] / 2])
+    points = color = None
+    if (found.target_folder / "coord.npy").is_file():
+        assets = Scene(found.target_folder).points(("coord", "color"))
+        points, color = assets["coord"], assets.get("color")
+        low = assets["coord"][:, 2].min()
+        keep = points[:, 2] < low + 2.0  # below a ceiling
+        points, color = points[keep], None if color is None else color[keep]
+        corners = np.concatenate([corners, points[:, :2]])
+    low, high = corners.min(axis=0) - 0.3, corners.max(axis=0) + 0.3
+    scale = side / float((high - low).max())
+    width, height = (int(value) for value in (high - low) * scale)
+    picture = np.full((height + 1, width + 1, 3), 255, np.uint8)
+    if points is not None:
+        order = np.argsort(points[:, 2])
+        column, row = ((points[order, 0] - low[0]) * scale).astype(int), ((high[1] - points[order, 1]) * scale).astype(int)
+        shown = np.full((len(points), 3), 170.0) if color is None else color[order].astype(np.float64)
+        for dx in (0, 1):
+            for dy in (0, 1):
+                picture[np.clip(row + dy, 0, height), np.clip(column + dx, 0, width)] = (255 - (255 - shown) * 0.55).astype(np.uint8)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+
+    def outline(box: NDArray, ink: tuple[int, int, int], thick: int) -> tuple[float, float]:
+        a, b = (box[:2] - box[3:5] / 2 - low) * scale, (box[:2] + box[3:5] / 2 - low) * scale
+        top = height - b[1]
+        draw.rectangle((a[0], top, b[0], height - a[1]), outline=ink, width=thick)
+        return float(a[0]), float(top)
+
+    for box in boxes:
+        outline(box, (190, 190, 190), 1)
+    for match in reversed(found.result.matches):
+        row = int(found.target_rows[match.target])
+        ink = (20, 130, 60) if match.inlier else (200, 90, 20)
+        x, y = outline(boxes[row], ink, 3)
+        query = int(found.query_rows[match.query])
+        draw.text((x + 4, y + 3), found.query.labels[query], ink, font(14))
+    return np.asarray(image)

@@ -1,0 +1,194 @@
+"""A gallery: embedded scenes in a folder that is searched, with a small picture of each.
+
+    <gallery>/embeddings.safetensors   what `structures.scene_embeddings` reads
+              pictures/<number>.jpg    of the scene with that number, where it has one
+              index/<modality>.faiss   of large galleries; without it search is exact
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointcept3m.engines.retrieval.embed import concatenate
+from pointcept3m.engines.retrieval.index import BuildReport, ExactIndex, FaissIndex, build_faiss, read_faiss
+from pointcept3m.structures.images import read_color
+from pointcept3m.structures.scene_embeddings import SceneEmbeddings, read_embeddings, write_embeddings
+from pointcept3m.utils.files import near_files, replacing
+from pointcept3m.utils.registry import near_names
+
+PICTURE_SIDE = 320  # pixels
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which scenes of a gallery may be found; None lets all pass. without: names of scenes, without_place: places that may not."""
+
+    split: str | None = None
+    category: str | None = None
+    dataset: str | None = None
+    without: tuple[str, ...] = ()
+    without_place: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One scene found: its number in the gallery, name, the modality in which it is near, and the cosine there."""
+
+    number: int
+    name: str
+    modality: str
+    score: float
+
+
+class Gallery:
+    """An opened gallery folder.
+
+    embeddings: of its N scenes. Raises when opened: FileNotFoundError where it is no gallery; ValueError where a file is damaged.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "embeddings.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder}: no gallery (no embeddings.safetensors in it); {near_files(self.folder)}. tools/embed.py makes one")
+        self.embeddings = read_embeddings(path)
+        self._indices: dict[str, ExactIndex | FaissIndex] = {}
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those in which at least one scene is known."""
+        return [name for name, known in self.embeddings.scene_known.items() if known.any()]
+
+    def check_model(self, fingerprint: str, weight: str) -> None:
+        """Raises ValueError where the gallery was embedded by another model or by other encoders."""
+        if self.embeddings.model != fingerprint:
+            raise ValueError(
+                f"{self.folder}: was embedded by the model {self.embeddings.model}, {weight} is {fingerprint}: their vectors lie in different "
+                "spaces; embed the gallery again with this weight (tools/embed.py)"
+            )
+
+    def allowed(self, modality: str, chosen: Filter) -> NDArray[np.bool_]:
+        """bool [N]: scenes known in `modality` that pass. Raises KeyError, ValueError where a word is unknown or nothing is left."""
+        e = self.embeddings
+        if modality not in e.scene_known:
+            raise KeyError(f"{self.folder}: holds no {modality!r}; {near_names(modality, list(e.scene_known))}")
+        mask = e.scene_known[modality].copy()
+        if not mask.any():
+            raise ValueError(f"{self.folder}: none of its {len(e)} scenes has {modality}; it has {', '.join(self.modalities)}")
+        for what, value, there in (("split", chosen.split, e.splits), ("category", chosen.category, e.categories), ("dataset", chosen.dataset, e.datasets)):
+            if value is None:
+                continue
+            if value not in there:
+                raise KeyError(f"{self.folder}: no scene has {what} {value!r}; {near_names(value, sorted(set(there)))}")
+            mask &= np.array([each == value for each in there])
+        mask &= np.array([name not in chosen.without for name in e.names]) & np.array([place not in chosen.without_place for place in e.places])
+        if not mask.any():
+            raise ValueError(f"{self.folder}: no scene with {modality} is left by the filters; loosen --split, --category or --dataset")
+        return mask
+
+    def index(self, modality: str) -> ExactIndex | FaissIndex:
+        """What searches a modality: its faiss file where there is one, else exact."""
+        if modality not in self._indices:
+            vectors = self.embeddings.scenes[modality]
+            path = self.folder / "index" / f"{modality}.faiss"
+            self._indices[modality] = read_faiss(path, vectors) if path.is_file() else ExactIndex(vectors)
+        return self._indices[modality]
+
+    def search(self, vector: NDArray[np.float32], targets: Sequence[str], count: int = 5, chosen: Filter = Filter()) -> list[Hit]:
+        """The `count` best scenes for a unit vector [D], best first; a scene counts by the best of the `targets` it has.
+
+        Raises: as `allowed`; ValueError where the vector is of another width, or count not positive.
+        """
+        if count < 1:
+            raise ValueError(f"--top must be at least 1, got {count}")
+        found: dict[int, Hit] = {}
+        for modality in targets:
+            mask = self.allowed(modality, chosen)
+            width = self.embeddings.scenes[modality].shape[1]
+            if vector.shape != (width,):
+                raise ValueError(f"{self.folder}: its vectors have {width} numbers, the query's {vector.shape}")
+            rows, scores = self.index(modality).search(vector, count, None if mask.all() else mask)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+                if row not in found or score > found[row].score:
+                    found[row] = Hit(row, self.embeddings.names[row], modality, score)
+        return sorted(found.values(), key=lambda hit: (-hit.score, hit.number))[:count]
+
+    def picture(self, number: int) -> NDArray[np.uint8] | None:
+        """The picture of a scene, uint8 [H, W, 3], None where there is none."""
+        path = self.folder / "pictures" / f"{number}.jpg"
+        return read_color(path) if path.is_file() else None
+
+    def build_index(self, modality: str) -> BuildReport:
+        """Makes and writes the faiss index of a modality, and measures its recall. Raises ImportError; KeyError."""
+        self.allowed(modality, Filter())
+        index, report = build_faiss(np.asarray(self.embeddings.scenes[modality]))
+        path = self.folder / "index" / f"{modality}.faiss"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        index.save(path)
+        self._indices[modality] = index
+        return report
+
+
+def write_gallery(
+    folder: str | Path, embeddings: SceneEmbeddings, pictures: Callable[[int], NDArray[np.uint8] | None], add: bool = False
+) -> Gallery:
+    """Writes a gallery, or with `add` puts scenes behind those it has (one of the same name and split takes the old one's place).
+
+    pictures: gives the picture of the scene with that number in `embeddings`. Indices of faiss are dropped, since they are of the
+    scenes before.
+    Raises: FileExistsError where there is a gallery and `add` is false; ValueError where it is of another model.
+    """
+    folder = Path(folder)
+    path = folder / "embeddings.safetensors"
+    if path.is_file() and not add:
+        raise FileExistsError(f"{folder}: holds a gallery already; --add puts scenes into it, another folder makes a new one")
+    places = list(range(len(embeddings)))
+    if path.is_file():
+        old = Gallery(folder)
+        old.check_model(embeddings.model, "the new scenes'")
+        embeddings, places = _joined(old.embeddings, embeddings)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "index").glob("*.faiss"):
+        stale.unlink()
+    for number, place in enumerate(places):
+        target = folder / "pictures" / f"{place}.jpg"
+        image = pictures(number)
+        if image is None:
+            target.unlink(missing_ok=True)
+        else:
+            save_picture(target, image)
+    write_embeddings(path, embeddings)
+    return Gallery(folder)
+
+
+def _joined(old: SceneEmbeddings, new: SceneEmbeddings) -> tuple[SceneEmbeddings, list[int]]:
+    """(all scenes, numbers of the new ones among them). New ones replace old ones of their name and split."""
+    from pointcept3m.engines.retrieval.embed import select
+
+    known = {pair: number for number, pair in enumerate(zip(old.splits, old.names, strict=True))}
+    both = concatenate([old, new])
+    places, order = [], list(range(len(old)))
+    for number, pair in enumerate(zip(new.splits, new.names, strict=True)):
+        place = known.get(pair, len(order))
+        if place == len(order):
+            order.append(0)
+            known[pair] = place
+        order[place] = len(old) + number
+        places.append(place)
+    return select(both, order), places
+
+
+def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Writes a JPEG of at most `PICTURE_SIDE` pixels a side."""
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    with replacing(path) as part:
+        picture.save(part, format="JPEG", quality=88)

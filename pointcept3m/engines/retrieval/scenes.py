@@ -1,0 +1,96 @@
+"""Scene folders embedded whole, whether or not their modalities were extracted before, and their pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene
+from pointcept3m.engines.retrieval.embed import concatenate, embed_batch
+from pointcept3m.engines.retrieval.inputs import Query, RetrievalModel, Say, make_batch, point_sample
+from pointcept3m.structures.images import read_color
+from pointcept3m.structures.modality_features import ModalityFeatures, modality_path, read_modalities
+from pointcept3m.structures.scene import Scene
+from pointcept3m.structures.scene_embeddings import SceneEmbeddings
+from pointcept3m.structures.scene_objects import read_floorplan
+
+
+def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
+    """The scene folders among `given`: each itself, or those in it or one level below. Raises FileNotFoundError naming what holds none."""
+    found: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder of scenes")
+        here = [path] if _is_scene(path) else sorted(folder for folder in (*path.glob("*"), *path.glob("*/*")) if _is_scene(folder))
+        if not here:
+            raise FileNotFoundError(f"{path}: no scene in it (no folder with coord.npy, objects.json, floorplan.png or color/)")
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def _is_scene(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in ("coord.npy", "objects.json", "floorplan.png", "color"))
+
+
+def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> ModalityFeatures:
+    """The frozen features of a scene: of its file where the model's encoders made it, else extracted now."""
+    path = modality_path(folder, model.recipe.name, feature_root)
+    if path.is_file():
+        features = read_modalities(path)
+        if all(model.recipe.encoders.get(name) == made for name, made in features.encoders.items()):
+            return features
+    return extract_scene(folder, model.recipe, ModalitySettings())
+
+
+def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> Query:
+    """All that a scene folder has, as one scene of a batch."""
+    points = None
+    if model.points is not None and (folder / "coord.npy").is_file():
+        assets = Scene(folder).points(("coord", *model.points.needs))
+        missing = [key for key in model.points.needs if key not in assets]
+        if missing:
+            raise ValueError(f"{folder}: has no {' and no '.join(f'{key}.npy' for key in missing)}, which {model.weight} was trained with")
+        points = point_sample(assets, model)
+    return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root))
+
+
+@torch.no_grad()
+def embed_folders(folders: Sequence[Path], model: RetrievalModel, feature_root: Path | None = None, batch: int = 8, say: Say = print) -> SceneEmbeddings:
+    """Embeds scene folders, in their order. Raises what a scene raises, which names it; ValueError where none of it is known."""
+    pieces = []
+    for start in range(0, len(folders), batch):
+        queries = [scene_query(folder, model, feature_root) for folder in folders[start : start + batch]]
+        piece = embed_batch(model.network, make_batch(queries, model), model.fingerprint)
+        for row in range(len(piece)):
+            if not any(known[row] for known in piece.scene_known.values()):
+                say(f"{folders[start + row]}: no modality that {model.weight} embeds; it will not be found")
+        pieces.append(piece)
+        say(f"{min(start + batch, len(folders))} of {len(folders)} scenes")
+    whole = concatenate(pieces)
+    whole.details["folders"] = [str(folder.resolve()) for folder in folders]
+    return whole
+
+
+def scene_picture(folder: Path) -> NDArray[np.uint8] | None:
+    """The picture that stands for a scene: its floorplan, else its middle frame, else its cloud from above, else None."""
+    plan = read_floorplan(folder)
+    if plan is not None:
+        return plan.image
+    frames = sorted((folder / "color").glob("*")) if (folder / "color").is_dir() else []
+    if frames:
+        return read_color(frames[len(frames) // 2])
+    if not (folder / "coord.npy").is_file():
+        return None
+    assets = Scene(folder).points(("coord", "color"))
+    return cloud_from_above(assets["coord"], assets.get("color"))
+
+
+def cloud_from_above(coord: NDArray[np.float32], color: NDArray | None) -> NDArray[np.uint8]:
+    """A cloud from above, its ceiling cut off."""
+    from pointcept3m.engines.visualize.cloud_picture import CloudPicture, choose_points, looking
+
+    keep = choose_points(coord)
+    shown = np.full((len(coord), 3), 150, np.uint8) if color is None else np.clip(color, 0, 255).astype(np.uint8)
+    return CloudPicture(coord[keep], looking("top", coord[keep], (240, 320))).draw(shown[keep])

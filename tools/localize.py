@@ -1,0 +1,11 @@
+"""Finds the objects of one scene in another; `python tools/localize.py --help` lists the arguments."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pointcept3m.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["localize", *sys.argv[1:]]))

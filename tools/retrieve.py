@@ -1,0 +1,11 @@
+"""Finds scenes of a gallery by a picture, a floorplan, words or points; `python tools/retrieve.py --help` lists the arguments."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pointcept3m.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["retrieve", *sys.argv[1:]]))
