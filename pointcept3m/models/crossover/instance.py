@@ -12,6 +12,7 @@ from pointcept3m.models.crossover.layers import (
     choose_pairs,
     rows_of,
     scene_means,
+    share_of,
     touch,
     unit,
     width_of,
@@ -32,7 +33,8 @@ class CrossOverBaseline(nn.Module):
     dim: width of the common space (768). hidden: units of the heads, by modality; by default half of the width.
     base, pairs: Eq. 1 aligns every modality with `base`; pairs="all" aligns all of them, or a list of pairs.
     loss: options of `ContrastiveLoss`.
-    modalities: those that take part; by default those that `widths` gives a width to.
+
+    Modalities that take part are those that `widths` gives a width to.
 
     At paper size 2,809,344 parameters and a temperature.
     """
@@ -105,13 +107,23 @@ class CrossOverInstance(CrossOverBaseline):
     transformer: options of `SpatialTransformer`; its width is that of the point features.
     cad_location: adds the place and size of a CAD model in its own axes to its feature, as the released code does; the paper
         gives meshes no location.
+    hidden: as `CrossOverBaseline`, but the image's is a quarter of its width, as in the release (384 of 1536).
     Other arguments as `CrossOverBaseline`.
 
-    At paper size 11.9 M parameters; the release has 19.6 M, of which those of a second transformer, for meshes, are never run.
+    At paper size 11,008,928 parameters with location="concat" and 10,713,632 with "add", and a temperature. The release's 19.6 M (19,615,744) are the
+    latter and what it never runs: a second transformer for meshes, whose location map alone is used, and two MLPs.
     """
 
-    def __init__(self, widths: Mapping[str, int], transformer: Mapping[str, Any] | None = None, cad_location: bool = False, **kwargs: Any):
-        super().__init__(widths, **kwargs)
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        transformer: Mapping[str, Any] | None = None,
+        cad_location: bool = False,
+        hidden: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ):
+        narrow = {"image": share_of(widths["object_image"], 4)} if widths.get("object_image") else {}
+        super().__init__(widths, hidden={**narrow, **(hidden or {})}, **kwargs)
         if "point" not in self.modalities:
             raise ValueError("CrossOver: the object level needs point features; widths lacks 'object_point'")
         self.transformer = SpatialTransformer(dim=self.widths["point"], **(transformer or {}))

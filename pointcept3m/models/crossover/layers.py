@@ -12,14 +12,19 @@ from pointcept3m.ops import segment_csr
 from pointcept3m.utils.registry import near_names
 
 
+def share_of(width: int, divisor: int) -> int:
+    """width / divisor units, as the release's heads have between; of a narrow feature all, up to 128, since fewer would be its rank."""
+    return max(width // divisor, min(width, 128))
+
+
 class ProjectionHead(nn.Sequential):
     """Linear, ReLU, LayerNorm, Linear, then rows of length 1 (Sec. 3.1: "trainable projection layers"; sizes of the release).
 
-    hidden: units between, by default half of `in_channels`.
+    hidden: units between, by default half of `in_channels` (`share_of` says what narrow features get).
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int | None = None, dropout: float = 0.0):
-        hidden = hidden or max(1, in_channels // 2)
+        hidden = hidden or share_of(in_channels, 2)
         super().__init__(
             nn.Linear(in_channels, hidden), nn.ReLU(), nn.LayerNorm(hidden, eps=1e-12), nn.Dropout(dropout), nn.Linear(hidden, out_channels)
         )

@@ -42,7 +42,7 @@ def contrastive(
         raise ValueError(f"contrastive: absent {absent!r} is unknown; {near_names(absent, ABSENT)}")
     present = known if absent == "drop" else torch.ones_like(known)
     rows = torch.nonzero(present).flatten()
-    query, key, known = query[rows].float(), key[rows].float(), known[rows]
+    query, key, known = _wide(query[rows]), _wide(key[rows]), known[rows]
     group = torch.zeros_like(rows) if group is None else group[rows]
     keys, groups, first = _all_rows(key, group)
     count = _sum_over_processes(known.sum())
@@ -88,6 +88,10 @@ def _sum_over_processes(count: Tensor) -> int:
         count = count.clone()
         dist.all_reduce(count)
     return int(count)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def _distributed() -> bool:

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from pointcept3m.ops.offsets import offset_to_batch
 
 RELATIONS = 5
+SMALLEST_BUCKET = 16
 
 
 def pairwise_relations(centers: Tensor, known: Tensor) -> Tensor:
     """[B, K, K, 5] relations of every pair of objects: d = c_i - c_j gives |d| / max |d|, d_z / |d|, |d_xy| / |d|, d_y / |d_xy|, d_x / |d_xy|.
 
-    centers [B, K, 3] metres, known bool [B, K]; the maximum is over a scene's known pairs. They do not change with a shift of
-    the scene, and all but the last two not with a turn about z.
+    centers [B, K, 3] metres, known bool [B, K]; the maximum is over a scene's known pairs (in the release padded slots, which stand
+    at the origin, count too, so that a scene's relations depend on its batch). They do not change with a shift of the scene, and all
+    but the last two not with a turn about z.
     """
     d = centers[:, :, None] - centers[:, None]
     distance = d.square().sum(-1).add(1e-10).sqrt()
@@ -31,9 +33,10 @@ def pairwise_relations(centers: Tensor, known: Tensor) -> Tensor:
 
 
 class SpatialAttention(nn.Module):
-    """Attention whose weights are softmax(log s_ij + q_i k_j / sqrt(d)), with s_ij = sigmoid(w_i . r_ij + b_i).
+    """Attention whose weights are softmax(log s_ij + q_i k_j / sqrt(d)), with s_ij = sigmoid(b_i + w_i . r_ij), at least 1e-6.
 
-    r_ij are the relations of `pairwise_relations`; each query gives 5 weights w and a bias b for every head.
+    r_ij are the relations of `pairwise_relations`; each query gives a bias b and 5 weights w for every head. The result is added to
+    what came in and normalised.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float):
@@ -41,21 +44,24 @@ class SpatialAttention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
         self.relation = nn.Linear(dim, heads * (RELATIONS + 1))
+        self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, relations: Tensor, known: Tensor) -> Tensor:
         """x [B, K, dim], relations [B, K, K, 5], known bool [B, K] -> [B, K, dim]."""
         query, key, value = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
         weight = self.relation(x).unflatten(-1, (self.heads, RELATIONS + 1)).transpose(1, 2)
-        gate = torch.einsum("bhif,bijf->bhij", weight[..., :RELATIONS], relations) + weight[..., RELATIONS:]
-        logits = torch.sigmoid(gate).clamp(min=1e-6).log() + query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        gate = torch.einsum("bhif,bijf->bhij", weight[..., 1:], relations) + weight[..., :1]
+        # max(log s, log 1e-6) without a sigmoid that rounds to 0
+        logits = F.logsigmoid(gate).clamp(min=math.log(1e-6)) + query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         logits = logits.masked_fill(~known[:, None, None, :], -math.inf)
-        attention = self.dropout(logits.float().softmax(dim=-1).to(value.dtype))
-        return self.out((attention @ value).transpose(1, 2).flatten(2))
+        attention = logits.float().softmax(dim=-1).to(value.dtype)
+        return self.norm(x + self.dropout(self.out((attention @ value).transpose(1, 2).flatten(2))))
 
 
 class SpatialLayer(nn.Module):
-    """Attention and two linear maps, each with a residual that is normalised after it is added."""
+    """Attention and two linear maps. As in the source, what attention has added to its input and normalised is added to the input
+    and normalised once more."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float):
         super().__init__()
@@ -90,28 +96,37 @@ class SpatialTransformer(nn.Module):
         self.location, self.centred = location, centred
         self.place = nn.Sequential(nn.Linear(6, dim), nn.LayerNorm(dim))
         self.join = nn.Linear(2 * dim, dim) if location == "concat" else None
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(SpatialLayer(dim, heads, feedforward, dropout) for _ in range(layers))
 
     def forward(self, feature: Tensor, box: Tensor, known: Tensor, offset: Tensor) -> Tensor:
         """feature [O, dim], box [O, 6] (centre, extent, metres), known bool [O], offset [B] -> [O, dim]; zeros where not known.
 
-        Objects that are not known take no part; a scene's result does not depend on the others of its batch.
+        Objects that are not known take no part; a scene's result does not depend on the others of its batch. Scenes are padded to
+        the largest of those that have a like number of objects (the next power of two), so one large scene costs no more than itself.
         """
         rows = torch.nonzero(known).flatten()
+        result = feature * 0
         if not len(rows):
-            return feature * 0
+            return result
         scene = offset_to_batch(offset)[rows]
         count = torch.bincount(scene, minlength=len(offset))
         slot = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[scene]
-        padded = feature.new_zeros(len(offset), int(count.max()), feature.shape[1])
-        boxes = box.new_zeros(*padded.shape[:2], 6)
-        mask = torch.zeros(padded.shape[:2], dtype=torch.bool, device=feature.device)
-        padded, boxes = padded.index_put((scene, slot), feature[rows]), boxes.index_put((scene, slot), box[rows])
-        mask[scene, slot] = True
-        present = torch.nonzero(count).flatten()  # a scene without objects would attend to nothing
-        padded, boxes, mask = padded[present], boxes[present], mask[present]
-        result = padded.new_zeros(len(offset), *padded.shape[1:]).index_put((present,), self._attend(padded, boxes, mask))
-        return torch.zeros_like(feature).index_put((rows,), result[scene, slot].to(feature.dtype))
+        bucket = torch.where(count > 0, torch.log2(count.clamp(min=SMALLEST_BUCKET).double()).ceil().long(), -1)
+        for size in bucket[bucket >= 0].unique().tolist():
+            chosen = torch.nonzero(bucket == size).flatten()
+            number = torch.full_like(count, -1)
+            number[chosen] = torch.arange(len(chosen), device=rows.device)
+            mine = torch.nonzero(number[scene] >= 0).flatten()
+            place = (number[scene[mine]], slot[mine])
+            shape = (len(chosen), int(count[chosen].max()))
+            mask = torch.zeros(shape, dtype=torch.bool, device=feature.device)
+            mask[place] = True
+            tokens = feature.new_zeros(*shape, feature.shape[1]).index_put(place, feature[rows[mine]])
+            boxes = box.new_zeros(*shape, 6).index_put(place, box[rows[mine]])
+            attended = self._attend(tokens, boxes, mask)[place]
+            result = result.index_put((rows[mine],), attended.to(feature.dtype))
+        return result
 
     def _attend(self, x: Tensor, box: Tensor, known: Tensor) -> Tensor:
         centers, extent = box[..., :3], box[..., 3:]
@@ -120,10 +135,9 @@ class SpatialTransformer(nn.Module):
             total = (centers * known[..., None]).sum(1, keepdim=True)
             centers = centers - total / known.sum(1)[:, None, None]
         place = self.place(torch.cat([centers, extent], dim=-1).to(x.dtype))
+        x = self.dropout(x)
         if self.join is not None:
             x = self.join(torch.cat([x, place], dim=-1))
         for layer in self.layers:
             x = layer(x if self.join is not None else x + place, relations, known)
         return x
-
-

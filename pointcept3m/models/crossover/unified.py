@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pointcept3m.models.builder import MODELS
 from pointcept3m.models.crossover.instance import CrossOverBaseline, Embedding
-from pointcept3m.models.crossover.layers import ProjectionHead, rows_of, scene_means, touch, unit, width_of
+from pointcept3m.models.crossover.layers import ProjectionHead, rows_of, scene_means, share_of, touch, unit, width_of
 from pointcept3m.models.crossover.losses import ContrastiveLoss
 from pointcept3m.models.crossover.scene import SceneFusion
 from pointcept3m.models.heads.segmentor import features_of
@@ -20,24 +20,27 @@ DIMENSIONS = {"1D": ("text",), "2D": ("image", "floorplan"), "3D": ("point",)}
 
 
 class LossWeights(nn.Module):
-    """alpha, beta and gamma of Eq. 3, learned: 3 softmax(s), so that they sum to 3 and none can fall to 0 for good.
+    """alpha, beta and gamma of Eq. 3, learned: the sum over terms of a L + a - 1 - log a, with a = exp(s) and s learned, 0 at the start.
 
-    Free factors would all shrink to 0, which makes any loss small; the paper does not say what keeps its own up, and the
-    released code has none (all 1).
+    Free factors would all shrink to 0, which makes any loss small, and factors of a given sum would leave the hardest term for the
+    easiest. The paper does not say what keeps its own up; the released code has none (all 1: learned=False). With the terms
+    a - 1 - log a, as of uncertainty weighting (Kendall et al., CVPR 2018), a tends to 1 / (1 + L): never above 1, never 0.
     """
 
     def __init__(self, names: tuple[str, ...], learned: bool):
         super().__init__()
         self.names = names
-        score = torch.zeros(len(names))
+        log_weight = torch.zeros(len(names))
         if learned:
-            self.score = nn.Parameter(score)
+            self.log_weight = nn.Parameter(log_weight)
         else:
-            self.register_buffer("score", score, persistent=False)
+            self.register_buffer("log_weight", log_weight, persistent=False)
 
-    def forward(self) -> dict[str, Tensor]:
-        values = len(self.names) * self.score.softmax(0)
-        return dict(zip(self.names, values, strict=True))
+    def forward(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the weighed sum, the factors) of losses by the names of the terms."""
+        weights = self.log_weight.exp()
+        total = sum(weight * losses[name] for name, weight in zip(self.names, weights, strict=True))
+        return total + (weights - 1 - self.log_weight).sum(), {name: weight.detach() for name, weight in zip(self.names, weights, strict=True)}
 
 
 class ImageEncoder(nn.Module):
@@ -47,7 +50,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         half = max(1, width // 2)
         self.mlp = nn.Sequential(nn.Linear(width, half), nn.GELU(), nn.Linear(half, half))
-        self.head = ProjectionHead(half, dim, max(1, half // 4))
+        self.head = ProjectionHead(half, dim, share_of(half, 4))
         self.half = half
 
     def forward(self, tokens: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,13 +174,12 @@ class CrossOver(nn.Module):
     def _unified(self, vectors: Mapping[str, Tensor], known: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[dict, Tensor, dict]:
         """Eq. 3: F_S with every modality's scene vector; 2D is the sum over images and floorplans."""
         fused, has_objects = self.fuse(vectors, known, batch)
-        losses, weights, total = {}, self.loss_weights(), 0.0
+        losses = {}
         for name, (rows, present) in self.encode(batch):
             losses[f"scene_{name}_loss"] = self.loss(fused, rows, has_objects & present)
-        for dimension, factor in weights.items():
-            parts = [losses[f"scene_{name}_loss"] for name in DIMENSIONS[dimension] if f"scene_{name}_loss" in losses]
-            total = total + factor * sum(parts)
-        return losses, total, {f"weight_{name}": factor.detach() for name, factor in weights.items()}
+        terms = {key: sum(losses[f"scene_{name}_loss"] for name in DIMENSIONS[key] if f"scene_{name}_loss" in losses) for key in self.dimensions}
+        total, weights = self.loss_weights(terms)
+        return losses, total, {f"weight_{name}": weight for name, weight in weights.items()}
 
     def _leave_one_out(self, vectors: Mapping[str, Tensor], known: Mapping[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         means = self._means(vectors, known, batch)
