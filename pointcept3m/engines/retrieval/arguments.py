@@ -32,7 +32,7 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--add", action="store_true", help="put the scenes into the gallery that is there")
     add("--index", choices=("exact", "faiss"), default="exact", help="faiss: an index for large galleries, its recall is printed (%(default)s)")
     add("--feature-root", type=Path, metavar="FOLDER", help="where tools/preprocess/modalities.py put features that are not in the scenes")
-    add("--as", dest="kind", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong")
+    add("--as", dest="kind", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities")
     add_scan_arguments(parser)
     return parser
 
@@ -47,7 +47,7 @@ def retrieve_parser() -> argparse.ArgumentParser:
     add("--query", required=True, action="append", metavar="Q", help=f"{QUERY_HELP}; repeated, their vectors are averaged")
     add("--gallery", required=True, type=Path, metavar="FOLDER", help="what pointcept3m embed --gallery wrote")
     _add_model(parser)
-    add("--as", dest="kind", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; once a query")
+    add("--as", dest="kind", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities, or scene; once a query")
     add("--target", action="append", metavar="M", help="modality of the gallery to look in: image, point, floorplan, text, scene; may be repeated (all it has)")
     add("--top", type=int, default=5, metavar="K", help="scenes to show (%(default)s)")
     add("--split")
@@ -71,7 +71,7 @@ def localize_parser() -> argparse.ArgumentParser:
     add("--scene", required=True, type=Path, metavar="SCENE", help="scene folder they are looked for in, such as the one retrieve found")
     add("--from", dest="source", default="cad", metavar="M", help="modality of the query's objects: image, point, cad or text (%(default)s)")
     add("--to", dest="target", default="point", metavar="M", help="modality of the scene's objects (%(default)s)")
-    add("--tolerance", type=float, default=0.6, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
+    add("--tolerance", type=float, default=0.4, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
     _add_model(parser)
     add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes")
     add("--out", type=Path, metavar="FILE", help=".json or .png; without it the matches are printed alone")

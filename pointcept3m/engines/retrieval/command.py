@@ -26,11 +26,12 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
     if arguments.out.suffix != ".npy":
         raise ValueError(f"--out {arguments.out}: wanted a .npy file")
     model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
-    from pointcept3m.engines.retrieval.inputs import embed_query, read_query
+    from pointcept3m.engines.retrieval.inputs import embed_query
+    from pointcept3m.engines.retrieval.scenes import read_any
     from pointcept3m.utils.files import replacing
 
     options = {**scan_options(arguments), "columns": arguments.columns}
-    vectors = [embed_query(read_query(given, model, arguments.kind, **options), model) for given in arguments.given]
+    vectors = [embed_query(read_any(given, model, arguments.kind, **options), model) for given in arguments.given]
     with replacing(arguments.out) as part, open(part, "wb") as stream:
         np.save(stream, np.stack(vectors))
     print(f"{arguments.out}: {len(vectors)} vectors of {len(vectors[0])}")
@@ -73,7 +74,8 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     if len(kinds) not in (1, len(arguments.query)):
         raise ValueError(f"{len(kinds)} times --as for {len(arguments.query)} queries; wanted one, or one each")
     from pointcept3m.engines.retrieval.gallery import Filter, Gallery
-    from pointcept3m.engines.retrieval.inputs import embed_query, open_retrieval_model, read_query
+    from pointcept3m.engines.retrieval.inputs import embed_query, open_retrieval_model
+    from pointcept3m.engines.retrieval.scenes import read_any
 
     gallery = Gallery(arguments.gallery)
     chosen = Filter(arguments.split, arguments.category, arguments.dataset, tuple(arguments.without), tuple(arguments.without_place))
@@ -84,13 +86,13 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     gallery.check_model(model.fingerprint, arguments.weight)
     kinds = kinds * len(arguments.query) if len(kinds) == 1 else kinds
     options = {**scan_options(arguments), "columns": arguments.columns}
-    queries = [read_query(given, model, kind, **options) for given, kind in zip(arguments.query, kinds, strict=True)]
+    queries = [read_any(given, model, kind, **options) for given, kind in zip(arguments.query, kinds, strict=True)]
     vector = np.mean([embed_query(query, model) for query in queries], axis=0)
     hits = gallery.search((vector / np.linalg.norm(vector)).astype(np.float32), targets, arguments.top, chosen)
     e = gallery.embeddings
     print(f"{'rank':>4}  {'score':>6}  {'in':<10}{'category':<14}scene")
     for rank, hit in enumerate(hits, 1):
-        print(f"{rank:>4}  {hit.score:>6.3f}  {hit.modality:<10}{e.categories[hit.number] or '-':<14}{hit.name}")
+        print(f"{rank:>4}  {hit.score:>6.3f}  {hit.modality:<10}{e.categories[hit.number] or '-':<14}{e.splits[hit.number]}/{hit.name}")
     if out is None:
         return 0
     if out.suffix == ".json":

@@ -13,6 +13,7 @@ from torch import nn
 from pointcept3m.datasets.collate import collate_fn
 from pointcept3m.datasets.readers.cloud import read_cloud
 from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
+from pointcept3m.datasets.transforms.compose import Compose
 from pointcept3m.engines.checkpoint import load_weights
 from pointcept3m.engines.loader import to_device
 from pointcept3m.engines.modalities.recipe import Recipe, build_recipe
@@ -30,14 +31,15 @@ PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
 CLOUDS = (".ply", ".pcd", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".pts", ".csv", ".e57")
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
-MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point"}
+MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point", "scene": "scene"}
 
 
 @dataclass
 class RetrievalModel:
     """A trained model of CrossOver with its frozen encoders: what turns a scene into vectors.
 
-    fingerprint: of weights and encoders; galleries of others are in another space.
+    points: what its 3D encoder needs of a cloud, None without one · transform: what the config's test does to a cloud
+    · fingerprint: of weights and encoders; galleries of others are in another space.
     """
 
     weight: str
@@ -45,6 +47,7 @@ class RetrievalModel:
     network: nn.Module
     recipe: Recipe
     points: InputRecipe | None
+    transform: Compose
     device: torch.device
     fingerprint: str
 
@@ -71,7 +74,8 @@ def open_retrieval_model(weight: str, config: str | Path | None = None, device: 
     recipe = build_recipe(section["recipe"], str(chosen))
     network = network.to(chosen).eval()
     points = input_recipe(cfg) if getattr(network, "backbone", None) is not None else None
-    found = RetrievalModel(path, cfg, network, recipe, points, chosen, model_fingerprint(network, recipe.encoders))
+    transform = Compose(section.get("transform") or [])
+    found = RetrievalModel(path, cfg, network, recipe, points, transform, chosen, model_fingerprint(network, recipe.encoders))
     say(f"{path}: {kind}, recipe {recipe.name!r}, {found.fingerprint}")
     return found
 
@@ -144,7 +148,7 @@ def read_query(given: str | Path, model: RetrievalModel, kind: str | None = None
         say(f"{given}: taken for {'a ' if guessed != 'image' else 'an '}{guessed} (--as {'|'.join(KINDS)} says otherwise)")
     path = Path(given)
     if guessed == "scene":
-        raise ValueError(f"{given}: a scene folder; it is embedded whole, by tools/embed.py or as a gallery's scene")
+        raise ValueError(f"{given}: not a scene folder; --as image, panorama, floorplan, text or point")
     if guessed == "text":
         return _read_text(str(given), path, model)
     if guessed == "point":
@@ -192,7 +196,7 @@ def point_sample(sample: dict[str, NDArray], model: RetrievalModel) -> dict[str,
     state = np.random.get_state()
     np.random.seed(0)  # which point stands for a cell: the same each time
     try:
-        made = model.points.compose()(dict(sample))
+        made = model.transform(dict(sample))
     finally:
         np.random.set_state(state)
     made = {key: made[key] for key in ("coord", "grid_coord", "feat")}

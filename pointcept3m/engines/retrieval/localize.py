@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 0.6  # metres at which two centres count as together
+TOLERANCE = 0.4  # metres at which two centres count as together
 MAX_PAIRS = 4000  # proposals tried
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +10,17 @@ from numpy.typing import NDArray
 
 from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene
 from pointcept3m.engines.retrieval.embed import concatenate, embed_batch
-from pointcept3m.engines.retrieval.inputs import Query, RetrievalModel, Say, make_batch, point_sample
+from pointcept3m.engines.retrieval.inputs import (
+    Query,
+    RetrievalModel,
+    Say,
+    guess_kind,
+    make_batch,
+    point_sample,
+    read_query,
+)
 from pointcept3m.structures.images import read_color
-from pointcept3m.structures.modality_features import ModalityFeatures, modality_path, read_modalities
+from pointcept3m.structures.modality_features import TOKENS, ModalityFeatures, modality_path, read_modalities
 from pointcept3m.structures.scene import Scene
 from pointcept3m.structures.scene_embeddings import SceneEmbeddings
 from pointcept3m.structures.scene_objects import read_floorplan
@@ -54,6 +63,23 @@ def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None =
             raise ValueError(f"{folder}: has no {' and no '.join(f'{key}.npy' for key in missing)}, which {model.weight} was trained with")
         points = point_sample(assets, model)
     return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root))
+
+
+def read_any(given: str | Path, model: RetrievalModel, kind: str | None = None, say: Say = print, **options: Any) -> Query:
+    """A query of `read_query`, or one modality of a scene folder (kind "scene": all its objects, fused).
+
+    Raises: as `read_query`; ValueError for a scene folder without a kind, which tells the kinds it has.
+    """
+    folder = Path(given)
+    if not (folder.is_dir() and guess_kind(given) == "scene") or kind == "panorama":
+        return read_query(given, model, kind, say, **options)
+    query = scene_query(folder, model)
+    have = [name for name in TOKENS if name in query.features.tokens] + ["point"] * (query.points is not None) + ["scene"] * bool(len(query.features))
+    if kind not in have:
+        got = f"has no {kind}" if kind else "is a whole scene"
+        raise ValueError(f"{given}: {got}; --as {' or '.join(have)} says which of its modalities is the query")
+    query.kind, query.picture = kind, scene_picture(folder)
+    return query
 
 
 @torch.no_grad()
