@@ -79,7 +79,8 @@ def _build(recipe: str, device: str, batch: int) -> Recipe:
 
 
 def find_scenes(data_root: str | Path, splits: Sequence[str], names: Sequence[str] | None = None) -> list[Path]:
-    """The scene folders <data_root>/<split>/*, sorted, with or without points; of `names` alone if given.
+    """The scene folders <data_root>/<split>/*, sorted, with or without points; of `names` alone if given. Hidden folders, which others
+    are still writing, are none.
 
     Raises: FileNotFoundError where a split is not there or empty; KeyError for a name that none has.
     """
@@ -89,7 +90,7 @@ def find_scenes(data_root: str | Path, splits: Sequence[str], names: Sequence[st
         if not folder.is_dir():
             others = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             raise FileNotFoundError(f"{folder}: no such split; {near_names(split, others) if others else f'{root} has no folder of scenes'}")
-        scenes = sorted(path for path in folder.iterdir() if path.is_dir() and any((path / mark).exists() for mark in MARKS))
+        scenes = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and any((path / mark).exists() for mark in MARKS))
         if not scenes:
             raise FileNotFoundError(f"{folder}: no scene in it (no folder has one of {', '.join(MARKS)})")
         found += scenes

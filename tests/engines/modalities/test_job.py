@@ -126,6 +126,8 @@ def test_finding_scenes(root):
         find_scenes(root, ["val"])
     with pytest.raises(KeyError, match="no scene 'd'"):
         find_scenes(root, ["train"], ["d"])
+    shutil.copytree(root / "train" / "a", root / "train" / ".d.tmp-1")  # another job is writing it
+    assert [path.name for path in find_scenes(root, ["train"])] == ["a", "b", "c"]
     (root / "val").mkdir()
     with pytest.raises(FileNotFoundError, match="no scene in it"):
         find_scenes(root, ["val"])
