@@ -7,6 +7,7 @@ from pointcept3m.datasets.crossover import CrossOverDataset
 from pointcept3m.datasets.matterport import MatterportDataset
 from pointcept3m.datasets.nuscenes import NuScenesDataset
 from pointcept3m.datasets.object_clouds import ObjectCloudDataset
+from pointcept3m.datasets.plan_pairs import PlanPairDataset
 from pointcept3m.datasets.rgbd import RGBDDataset, RGBDFolderDataset, RoomsRGBDDataset, ScanNetRGBDDataset
 from pointcept3m.datasets.rooms_dataset import RoomsDataset
 from pointcept3m.datasets.s3dis import S3DISDataset
@@ -20,6 +21,7 @@ __all__ = [
     "MatterportDataset",
     "NuScenesDataset",
     "ObjectCloudDataset",
+    "PlanPairDataset",
     "PointDataset",
     "RGBDDataset",
     "RGBDFolderDataset",
