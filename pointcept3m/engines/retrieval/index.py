@@ -1,6 +1,7 @@
 """Nearest neighbours among unit vectors: exactly, or by faiss with its recall measured."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,11 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pointcept3m.utils.files import replacing
+from pointcept3m.structures.checked_file import Kind, open_checked, write_checked
 
+KIND = Kind("gallery_index", version=1, again="build it again: pointcept3m embed --gallery FOLDER --index faiss")
 TARGET_RECALL = 0.995  # of the ten nearest; what a faiss index is tuned to
 TRIALS = 200  # queries that the recall is measured with
-LISTS_PER_SQRT = 4  # cells of an inverted file for the square root of the number of vectors
+CELLS_PER_SQRT = 2  # cells of an inverted file for the square root of the number of vectors
+PER_CELL = 48  # vectors a cell that its clusters are found with
+SHORTLIST = 64  # candidates that faiss names at least, of which the exact cosines then choose
+SELECTED_EXACTLY = 20_000  # a filter that leaves no more is searched row by row
 
 
 class Index(Protocol):
@@ -24,21 +29,31 @@ class Index(Protocol):
 
 
 class ExactIndex:
-    """All vectors against the query: one matrix product and a partial sort. Rows may be a memory map."""
+    """All rows [N, D] against the query: one matrix product and a partial sort. Rows may be a memory map.
 
-    def __init__(self, vectors: NDArray[np.float32]):
-        self.vectors = vectors
+    known: bool [N], rows that may be found at all; by default every one.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], known: NDArray[np.bool_] | None = None):
+        self.vectors, self.known = vectors, None if known is None or known.all() else known
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def search(self, query: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[NDArray, NDArray]:
-        """The `count` rows with the largest cosine to query [D] among those `allowed` (bool [N]); equal ones by number."""
-        scores = self.vectors @ np.asarray(query, dtype=np.float32)
-        if allowed is not None:
-            scores = np.where(allowed, scores, -np.inf).astype(np.float32)
-            count = min(count, int(np.count_nonzero(allowed)))
-        return best(scores, count)
+        """The `count` rows with the largest cosine to query [D] among those `allowed` (bool [N]; None: all known); equal ones by number."""
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        allowed = self.known if allowed is None else allowed
+        if allowed is None:
+            return best(self.vectors @ query, count)
+        number = int(np.count_nonzero(allowed))
+        if number * 8 < len(self):  # gathering an eighth costs less than multiplying all
+            chosen = np.flatnonzero(allowed)
+            rows, scores = best(self.vectors[chosen] @ query, count)
+            return chosen[rows], scores
+        scores = self.vectors @ query
+        scores[~allowed] = -np.inf
+        return best(scores, min(count, number))
 
 
 def best(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -47,7 +62,7 @@ def best(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], ND
     if count <= 0:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     if count < len(scores):
-        border = np.partition(scores, len(scores) - count)[len(scores) - count]
+        border = scores[np.argpartition(scores, len(scores) - count)[len(scores) - count]]
         rows = np.flatnonzero(scores >= border)
     else:
         rows = np.arange(len(scores))
@@ -57,16 +72,29 @@ def best(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], ND
 
 @dataclass
 class BuildReport:
-    """How an index was made: seconds, bytes on disk, recall of the ten nearest against exact search, cells looked at (nprobe)."""
+    """How an index was made: seconds of building (not of measuring), bytes, recall of the ten nearest against exact search over
+    `trials` queries, and of how many `cells` a search looks at `probes`."""
 
     seconds: float
     bytes: int
     recall: float
+    trials: int
     probes: int
+    cells: int
+
+    def __str__(self) -> str:
+        return (
+            f"index built in {self.seconds:.1f} s, {self.bytes / 1e6:.1f} MB; of the ten nearest it finds {self.recall:.2%} "
+            f"({self.trials} queries, {self.probes} of {self.cells} cells looked at)"
+        )
 
 
 class FaissIndex:
-    """An inverted file (IVF) of faiss: the vectors of the cells nearest to the query are compared, not all."""
+    """An inverted file (IVF) of faiss: of the cells nearest to the query it compares the vectors, kept in a byte a number; the
+    best of these are compared exactly, so that cosines are those of exact search.
+
+    index: of faiss, whose ids are rows of vectors [N, D].
+    """
 
     def __init__(self, index: Any, vectors: NDArray[np.float32]):
         self.index, self.vectors = index, vectors
@@ -77,69 +105,88 @@ class FaissIndex:
     def search(self, query: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[NDArray, NDArray]:
         """As `ExactIndex.search`, with the recall that was measured when it was built. A filter that leaves few is searched exactly."""
         faiss = import_faiss()
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        options = {}
         if allowed is not None:
             chosen = np.flatnonzero(allowed)
-            if len(chosen) <= max(10_000, len(self) // 20):
+            if len(chosen) <= max(SELECTED_EXACTLY, len(self) // 20):
                 rows, scores = best(self.vectors[chosen] @ query, count)
                 return chosen[rows], scores
-            selector = faiss.IDSelectorBatch(chosen)
-            options = faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nprobe)
-            scores, rows = self.index.search(query[None], count, params=options)
-        else:
-            scores, rows = self.index.search(np.ascontiguousarray(query[None], np.float32), count)
-        found = rows[0] >= 0
-        return rows[0][found].astype(np.int64), scores[0][found]
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            options = {"params": faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nprobe)}
+        _, found = self.index.search(query[None], min(len(self), max(SHORTLIST, 4 * count)), **options)
+        rows = np.sort(found[0][found[0] >= 0])
+        order, scores = best(self.vectors[rows] @ query, count)
+        return rows[order], scores
 
-    def save(self, path: str | Path) -> None:
-        """Writes the index, whole or not at all; its vectors lie elsewhere."""
-        with replacing(path) as part:
-            import_faiss().write_index(self.index, str(part))
+    def save(self, path: str | Path, header: Mapping[str, Any]) -> int:
+        """Writes the index, whole or not at all, with a header of what it is of; the number of bytes. Its vectors lie elsewhere."""
+        content = import_faiss().serialize_index(self.index)
+        write_checked(path, {"index": content}, KIND, {**header, "shape": list(self.vectors.shape)})
+        return len(content)
 
 
-def build_faiss(vectors: NDArray[np.float32], target: float = TARGET_RECALL, seed: int = 0) -> tuple[FaissIndex, BuildReport]:
-    """An inverted file over unit rows [N, D] that finds at least `target` of the ten nearest of held-out queries.
+def build_faiss(
+    vectors: NDArray[np.float32],
+    known: NDArray[np.bool_] | None = None,
+    queries: NDArray[np.float32] | None = None,
+    target: float = TARGET_RECALL,
+    seed: int = 0,
+) -> tuple[FaissIndex, BuildReport]:
+    """An inverted file over the known rows of unit vectors [N, D] that finds at least `target` of the ten nearest.
 
-    Its cells are clusters; how many a search looks at is raised until the recall of `TRIALS` noisy copies of rows is reached.
-    Raises: ImportError without faiss.
+    How many cells a search looks at is raised until queries find that share of what exact search finds. queries: unit rows
+    [Q, D] like those that will be asked; by default rows with noise, of cosine 0.9 with what they were.
+    Raises: ImportError without faiss; ValueError where no row is known.
     """
     faiss = import_faiss()
+    rows = np.arange(len(vectors)) if known is None else np.flatnonzero(known)
+    if not len(rows):
+        raise ValueError("an index needs at least one vector")
     start = time.monotonic()
-    count, dim = vectors.shape
-    cells = int(np.clip(LISTS_PER_SQRT * np.sqrt(count), 1, max(1, count // 40)))
-    quantizer = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFFlat(quantizer, dim, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = seed, 8, 64
+    count, dim = len(rows), vectors.shape[1]
+    cells = int(np.clip(CELLS_PER_SQRT * np.sqrt(count), 1, max(1, count // 40)))
+    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False)
+    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = seed + 1, 6, PER_CELL, 1
+    index.cp.spherical = True
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.choice(count, min(count, 64 * cells), replace=False))
+    sample = rows[np.sort(rng.choice(count, min(count, PER_CELL * cells), replace=False))]
     index.train(np.ascontiguousarray(vectors[sample], np.float32))
     for first in range(0, count, 65_536):
-        index.add(np.ascontiguousarray(vectors[first : first + 65_536], np.float32))
+        some = rows[first : first + 65_536]
+        index.add_with_ids(np.ascontiguousarray(vectors[some], np.float32), some)
     seconds = time.monotonic() - start
-    queries = vectors[rng.choice(count, min(TRIALS, count), replace=False)].astype(np.float32)
-    queries = queries + rng.normal(0, 0.5 / np.sqrt(dim), queries.shape).astype(np.float32)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    exact = ExactIndex(vectors)
+    found = FaissIndex(index, vectors)
+    if queries is None:
+        queries = vectors[rows[rng.choice(count, min(TRIALS, count), replace=False)]].astype(np.float32)
+        queries = queries + rng.normal(0, 0.5 / np.sqrt(dim), queries.shape).astype(np.float32)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    exact = ExactIndex(vectors, known)
     wanted = [set(exact.search(query, 10)[0].tolist()) for query in queries]
     index.nprobe, recall = 1, 0.0
     while True:
-        _, found = index.search(queries, 10)
-        recall = float(np.mean([len(want.intersection(rows.tolist())) / len(want) for want, rows in zip(wanted, found, strict=True)]))
+        hits = [len(want.intersection(found.search(query, 10)[0].tolist())) / len(want) for want, query in zip(wanted, queries, strict=True)]
+        recall = float(np.mean(hits))
         if recall >= target or index.nprobe >= cells:
             break
         index.nprobe = min(cells, 2 * index.nprobe)
-    size = int(faiss.serialize_index(index).nbytes)
-    return FaissIndex(index, vectors), BuildReport(seconds, size, recall, int(index.nprobe))
+    size = int(index.code_size + 8) * count + cells * dim * 4
+    return found, BuildReport(seconds, size, recall, len(queries), int(index.nprobe), cells)
 
 
-def read_faiss(path: str | Path, vectors: NDArray[np.float32]) -> FaissIndex:
-    """The index in a file over its vectors. Raises ImportError; ValueError where the file is damaged or of other vectors."""
+def read_faiss(path: str | Path, vectors: NDArray[np.float32], of: Mapping[str, Any]) -> FaissIndex:
+    """The index in a file over its vectors. of: what the header must say it is of.
+
+    Raises: ImportError; ValueError where the file is damaged or of other vectors.
+    """
     faiss = import_faiss()
+    arrays, header = open_checked(path, KIND)
+    if header.get("shape") != list(vectors.shape) or any(header.get(key) != value for key, value in of.items()):
+        raise ValueError(f"{path}: an index of other vectors than the gallery's (the gallery was changed since); {KIND.again}")
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a readable faiss index ({str(error).splitlines()[0]}); build the gallery's index again") from error
-    if index.ntotal != len(vectors) or index.d != vectors.shape[1]:
-        raise ValueError(f"{path}: an index of {index.ntotal} vectors of {index.d}, the gallery has {len(vectors)} of {vectors.shape[1]}; build it again")
+        index = faiss.deserialize_index(np.array(arrays["index"]))
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: not readable by faiss {faiss.__version__} ({str(error).splitlines()[0]}); {KIND.again}") from error
     return FaissIndex(index, vectors)
 
 
@@ -148,5 +195,5 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("an index for large galleries needs faiss: pip install faiss-cpu; the exact index needs nothing") from error
+        raise ImportError(f"an index for large galleries needs faiss ({error}): pip install faiss-cpu; --index exact needs nothing") from error
     return faiss
