@@ -108,7 +108,7 @@ def _check_vectors(where: str, name: str, words: Sequence[str], values: NDArray,
         raise ValueError(f"{where}: wanted float32 [{number}, D], got {values.dtype} {list(values.shape)}")
     if known.shape != (number,) or known.dtype != np.bool_:
         raise ValueError(f"{where}: wanted a bool mask [{number}], got {known.dtype} {list(known.shape)}")
-    length = np.linalg.norm(values, axis=1)
+    length = np.sqrt(np.einsum("nd,nd->n", values, values))  # no second array as large as the vectors
     if not np.allclose(length, known, atol=1e-3):
         row = int(np.argmax(np.abs(length - known)))
         raise ValueError(f"{where}: known rows must be unit vectors and others zeros; row {row} has length {length[row]:g}, known {known[row]}")

@@ -2,20 +2,22 @@
 
     <gallery>/embeddings.safetensors   what `structures.scene_embeddings` reads
               pictures/<number>.jpg    of the scene with that number, where it has one
-              index/<modality>.faiss   of large galleries; without it search is exact
+              index/<modality>.safetensors   of large galleries; without it search is exact
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointcept3m.engines.retrieval.embed import concatenate
-from pointcept3m.engines.retrieval.index import BuildReport, ExactIndex, FaissIndex, build_faiss, read_faiss
+from pointcept3m.engines.retrieval.embed import concatenate, select
+from pointcept3m.engines.retrieval.index import TRIALS, BuildReport, ExactIndex, FaissIndex, build_faiss, read_faiss
+from pointcept3m.structures.checked_file import read_header
 from pointcept3m.structures.images import read_color
-from pointcept3m.structures.scene_embeddings import SceneEmbeddings, read_embeddings, write_embeddings
+from pointcept3m.structures.scene_embeddings import KIND, SceneEmbeddings, read_embeddings, write_embeddings
 from pointcept3m.utils.files import near_files, replacing
 from pointcept3m.utils.registry import near_names
 
@@ -53,7 +55,8 @@ class Gallery:
         self.folder = Path(folder)
         path = self.folder / "embeddings.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no gallery (no embeddings.safetensors in it); {near_files(self.folder)}. tools/embed.py makes one")
+            near = f"; {near_files(self.folder)}" if not self.folder.exists() else ""
+            raise FileNotFoundError(f"{folder}: no gallery (no embeddings.safetensors in it); pointcept3m embed --gallery makes one{near}")
         self.embeddings = read_embeddings(path)
         self._indices: dict[str, ExactIndex | FaissIndex] = {}
 
@@ -81,24 +84,39 @@ class Gallery:
         mask = e.scene_known[modality].copy()
         if not mask.any():
             raise ValueError(f"{self.folder}: none of its {len(e)} scenes has {modality}; it has {', '.join(self.modalities)}")
-        for what, value, there in (("split", chosen.split, e.splits), ("category", chosen.category, e.categories), ("dataset", chosen.dataset, e.datasets)):
-            if value is None:
-                continue
-            if value not in there:
-                raise KeyError(f"{self.folder}: no scene has {what} {value!r}; {near_names(value, sorted(set(there)))}")
-            mask &= np.array([each == value for each in there])
-        mask &= np.array([name not in chosen.without for name in e.names]) & np.array([place not in chosen.without_place for place in e.places])
+        for what, value in (("split", chosen.split), ("category", chosen.category), ("dataset", chosen.dataset)):
+            if value is not None:
+                there = self._facts[what]
+                if not (same := there == value).any():
+                    raise KeyError(f"{self.folder}: no scene has {what} {value!r}; {near_names(value, sorted(set(there.tolist())))}")
+                mask &= same
+        for what, unwanted in (("name", chosen.without), ("place", chosen.without_place)):
+            if unwanted:
+                mask &= ~np.isin(self._facts[what], unwanted)
         if not mask.any():
-            raise ValueError(f"{self.folder}: no scene with {modality} is left by the filters; loosen --split, --category or --dataset")
+            raise ValueError(f"{self.folder}: the filters leave no scene with {modality}; loosen --split, --category, --dataset or --without")
         return mask
+
+    @cached_property
+    def _facts(self) -> dict[str, NDArray[np.str_]]:
+        e = self.embeddings
+        told = {"split": e.splits, "category": e.categories, "dataset": e.datasets, "name": e.names, "place": e.places}
+        return {what: np.array(values, dtype=np.str_) for what, values in told.items()}
 
     def index(self, modality: str) -> ExactIndex | FaissIndex:
         """What searches a modality: its faiss file where there is one, else exact."""
         if modality not in self._indices:
-            vectors = self.embeddings.scenes[modality]
-            path = self.folder / "index" / f"{modality}.faiss"
-            self._indices[modality] = read_faiss(path, vectors) if path.is_file() else ExactIndex(vectors)
+            vectors, known = self.embeddings.scenes[modality], self.embeddings.scene_known[modality]
+            path = self._index_path(modality)
+            self._indices[modality] = read_faiss(path, vectors, self._of()) if path.is_file() else ExactIndex(vectors, known)
         return self._indices[modality]
+
+    def _index_path(self, modality: str) -> Path:
+        return self.folder / "index" / f"{modality}.safetensors"
+
+    def _of(self) -> dict[str, str]:
+        """What tells an index of these embeddings from one of others."""
+        return {"of": read_header(self.folder / "embeddings.safetensors", KIND)["content"]}
 
     def search(self, vector: NDArray[np.float32], targets: Sequence[str], count: int = 5, chosen: Filter = Filter()) -> list[Hit]:
         """The `count` best scenes for a unit vector [D], best first; a scene counts by the best of the `targets` it has.
@@ -113,7 +131,8 @@ class Gallery:
             width = self.embeddings.scenes[modality].shape[1]
             if vector.shape != (width,):
                 raise ValueError(f"{self.folder}: its vectors have {width} numbers, the query's {vector.shape}")
-            rows, scores = self.index(modality).search(vector, count, None if mask.all() else mask)
+            filtered = int(mask.sum()) < int(self.embeddings.scene_known[modality].sum())
+            rows, scores = self.index(modality).search(vector, count, mask if filtered else None)
             for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
                 if row not in found or score > found[row].score:
                     found[row] = Hit(row, self.embeddings.names[row], modality, score)
@@ -125,12 +144,16 @@ class Gallery:
         return read_color(path) if path.is_file() else None
 
     def build_index(self, modality: str) -> BuildReport:
-        """Makes and writes the faiss index of a modality, and measures its recall. Raises ImportError; KeyError."""
+        """Makes and writes the faiss index of a modality, and measures its recall with what the gallery has in other modalities,
+        since these are what asks it. Raises: ImportError; KeyError; ValueError where no scene has the modality."""
+        e = self.embeddings
         self.allowed(modality, Filter())
-        index, report = build_faiss(np.asarray(self.embeddings.scenes[modality]))
-        path = self.folder / "index" / f"{modality}.faiss"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        index.save(path)
+        others = [np.asarray(e.scenes[name])[known & e.scene_known[modality]] for name, known in e.scene_known.items() if name != modality]
+        asked = np.concatenate([rows for rows in others if rows.shape[1] == e.scenes[modality].shape[1]] or [np.zeros((0, 1), np.float32)])
+        rng = np.random.default_rng(0)
+        queries = asked[rng.permutation(len(asked))[:TRIALS]] if len(asked) else None
+        index, report = build_faiss(e.scenes[modality], e.scene_known[modality], queries)
+        report.bytes = index.save(self._index_path(modality), self._of())
         self._indices[modality] = index
         return report
 
@@ -138,7 +161,8 @@ class Gallery:
 def write_gallery(
     folder: str | Path, embeddings: SceneEmbeddings, pictures: Callable[[int], NDArray[np.uint8] | None], add: bool = False
 ) -> Gallery:
-    """Writes a gallery, or with `add` puts scenes behind those it has (one of the same name and split takes the old one's place).
+    """Writes a gallery, or with `add` puts scenes behind those it has (one of the same
+    data set, split and name takes the old one's place).
 
     pictures: gives the picture of the scene with that number in `embeddings`. Indices of faiss are dropped, since they are of the
     scenes before.
@@ -154,7 +178,7 @@ def write_gallery(
         old.check_model(embeddings.model, "the new scenes'")
         embeddings, places = _joined(old.embeddings, embeddings)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "index").glob("*.faiss"):
+    for stale in (folder / "index").glob("*.safetensors"):
         stale.unlink()
     for number, place in enumerate(places):
         target = folder / "pictures" / f"{place}.jpg"
@@ -168,20 +192,30 @@ def write_gallery(
 
 
 def _joined(old: SceneEmbeddings, new: SceneEmbeddings) -> tuple[SceneEmbeddings, list[int]]:
-    """(all scenes, numbers of the new ones among them). New ones replace old ones of their name and split."""
-    from pointcept3m.engines.retrieval.embed import select
-
-    known = {pair: number for number, pair in enumerate(zip(old.splits, old.names, strict=True))}
+    """(all scenes, numbers of the new ones among them). New ones replace old ones of their data set, split and name."""
+    known = {key: number for number, key in enumerate(_keys(old))}
     both = concatenate([old, new])
     places, order = [], list(range(len(old)))
-    for number, pair in enumerate(zip(new.splits, new.names, strict=True)):
-        place = known.get(pair, len(order))
+    for number, key in enumerate(_keys(new)):
+        place = known.setdefault(key, len(order))
         if place == len(order):
             order.append(0)
-            known[pair] = place
         order[place] = len(old) + number
         places.append(place)
-    return select(both, order), places
+    folders = [*folders_of(old), *folders_of(new)]
+    joined = select(both, order)
+    joined.details["folders"] = [folders[number] for number in order]
+    return joined, places
+
+
+def _keys(embeddings: SceneEmbeddings) -> list[tuple[str, str, str]]:
+    return list(zip(embeddings.datasets, embeddings.splits, embeddings.names, strict=True))
+
+
+def folders_of(embeddings: SceneEmbeddings) -> list[str | None]:
+    """[N] the folder each scene was embedded from, None where it is not told."""
+    told = list(embeddings.details.get("folders") or [])
+    return told if len(told) == len(embeddings) else [None] * len(embeddings)
 
 
 def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
