@@ -1,11 +1,15 @@
 """Floorplans: a room's walls, openings and furniture from above, as a picture with a scale (CrossOver Sec. 3.3)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pointcept3m.structures.scene_objects import Floorplan
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 OVERSAMPLING = 3  # pixels drawn for one that is kept, along a side
 MAX_SIDE = 2000  # pixels
@@ -47,10 +51,9 @@ def render_floorplan(
     width, height = (int(np.ceil(extent / scale)) for extent in high - low)
     plan = Floorplan(np.zeros((height, width, 3), np.uint8), scale, float(low[0]), float(low[1] + height * scale))
     canvas = Image.new("RGB", (width * OVERSAMPLING, height * OVERSAMPLING), PAPER)
-    pen = _Pen(ImageDraw.Draw(canvas), plan)
     for vertices, faces in sorted(solids, key=lambda solid: float(solid[0][:, 2].max())):
-        canvas = _draw_solid(canvas, plan, vertices, faces)
-        pen = _Pen(ImageDraw.Draw(canvas), plan)
+        _draw_solid(canvas, plan, vertices, faces)
+    pen = _Pen(ImageDraw.Draw(canvas), plan)
     for segment in walls:
         pen.line(segment, INK, WALL)
     for segment in windows:
@@ -95,9 +98,9 @@ def _pixels(plan: Floorplan, points: NDArray) -> list[tuple[float, float]]:
     return [tuple(pixel) for pixel in plan.pixel(points) * OVERSAMPLING]
 
 
-def _draw_solid(canvas, plan: Floorplan, vertices: NDArray, faces: NDArray):
+def _draw_solid(canvas: "Image.Image", plan: Floorplan, vertices: NDArray, faces: NDArray) -> None:
     """A thing from above: its faces from the lowest to the highest, the higher the lighter, and an outline."""
-    from PIL import Image, ImageDraw, ImageFilter
+    from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
     corner = vertices[faces]
     normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
@@ -105,14 +108,14 @@ def _draw_solid(canvas, plan: Floorplan, vertices: NDArray, faces: NDArray):
     corner = corner[faces_up] if faces_up.any() else corner
     height = corner[..., 2].mean(axis=1)
     low, extent = float(vertices[:, 2].min()), max(float(np.ptp(vertices[:, 2])), 1e-6)
-    drawn, shape = ImageDraw.Draw(canvas), Image.new("L", canvas.size, 0)
+    polygons = (plan.pixel(corner[..., :2].reshape(-1, 2)) * OVERSAMPLING).reshape(-1, 3, 2)
+    left, top = (int(x) - 3 for x in polygons.min(axis=(0, 1)))
+    width, tall = (int(x) + 6 for x in np.ptp(polygons, axis=(0, 1)))
+    drawn, shape = ImageDraw.Draw(canvas), Image.new("L", (width, tall), 0)
     outline = ImageDraw.Draw(shape)
     for k in np.argsort(height, kind="stable"):
-        polygon = _pixels(plan, corner[k, :, :2])
         shade = int(150 + 90 * (height[k] - low) / extent)
-        drawn.polygon(polygon, fill=(shade, shade, shade))
-        outline.polygon(polygon, fill=255)
-    edge = np.asarray(shape) > np.asarray(shape.filter(ImageFilter.MinFilter(2 * (OVERSAMPLING // 2) + 3)))
-    pixels = np.array(canvas)
-    pixels[edge] = INK
-    return Image.fromarray(pixels)
+        drawn.polygon([tuple(point) for point in polygons[k]], fill=(shade, shade, shade))
+        outline.polygon([tuple(point) for point in polygons[k] - (left, top)], fill=255)
+    edge = ImageChops.subtract(shape, shape.filter(ImageFilter.MinFilter(2 * (OVERSAMPLING // 2) + 3)))
+    canvas.paste(INK, (left, top), edge)

@@ -17,16 +17,16 @@ HABITS = {
     "val": dict(l_shape=0.35, density=(0.5, 1.1), clutter=(0.4, 1.0), chair_turn=0.35),
     "test": dict(l_shape=0.35, density=(0.6, 1.1), clutter=(0.2, 1.0), chair_turn=0.5),
 }
-# kind of room: (groups of furniture that make it, groups that it may have besides)
-ROOM_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "bedroom": (("sleeping",), ("working", "storage")),
-    "living room": (("lounge",), ("dining", "storage", "working")),
-    "kitchen": (("kitchen",), ("dining", "storage")),
-    "bathroom": (("bath",), ("storage",)),
-    "office": (("working", "working"), ("storage", "lounge")),
-    "dining room": (("dining",), ("storage", "lounge")),
-    "studio": (("sleeping", "kitchen"), ("lounge", "working")),
-    "library": (("storage", "storage"), ("working", "lounge")),
+# kind of room: (groups of furniture that make it, groups that it may have besides, its sides against those of the usual room)
+ROOM_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
+    "bedroom": (("sleeping",), ("working", "storage"), 0.95),
+    "living room": (("lounge",), ("dining", "storage", "working"), 1.1),
+    "kitchen": (("kitchen",), ("dining", "storage"), 0.9),
+    "bathroom": (("bath",), ("storage",), 0.7),
+    "office": (("working", "working"), ("storage", "lounge"), 1.0),
+    "dining room": (("dining",), ("storage", "lounge"), 1.0),
+    "studio": (("sleeping", "kitchen"), ("lounge", "working"), 1.1),
+    "library": (("storage", "storage"), ("working", "lounge"), 1.0),
 }
 
 
@@ -124,8 +124,7 @@ def generate_room(seed: int, split: str = "train", size: tuple[float, float] | N
         raise ValueError(f"size must be two lengths of 2 to 20 m, got {size}")
     if category is not None and category not in ROOM_KINDS:
         raise ValueError(f"no kind of room is called {category!r}; {near_names(category, ROOM_KINDS)}")
-    planner = _Planner(np.random.default_rng((seed, SPLITS.index(split), 1)), seed, split, size)
-    planner.room.category = category or ""
+    planner = _Planner(np.random.default_rng((seed, SPLITS.index(split), 1)), seed, split, size, category or "")
     planner.build_shell()
     planner.build_openings()
     planner.furnish()
@@ -151,13 +150,14 @@ class _Wall:
 class _Planner:
     """Places things one after another; what does not fit after some tries is left out."""
 
-    def __init__(self, rng: np.random.Generator, seed: int, split: str, size: tuple[float, float] | None):
+    def __init__(self, rng: np.random.Generator, seed: int, split: str, size: tuple[float, float] | None, category: str):
         self.rng, self.habits = rng, HABITS[split]
         if size is None:
             w = np.clip(rng.lognormal(np.log(4.2), 0.32), 2.5, 9.0)
             size = (w, np.clip(w * rng.uniform(0.65, 1.35), 2.5, 9.0))
+            size = tuple(np.clip(s * ROOM_KINDS[category][2], 2.2, 9.0) for s in size) if category else size
         outline = self._outline(*size)
-        self.room = Room(seed, split, outline, float(rng.uniform(2.4, 3.0)))
+        self.room = Room(seed, split, outline, float(rng.uniform(2.4, 3.0)), category=category)
         self.palette = Palette(rng, split)
         self.walls = [_Wall(a, b) for a, b in zip(outline, np.roll(outline, -1, axis=0), strict=True)]
         self.solids = np.zeros((0, 2, 3))  # parts of all things placed
@@ -357,12 +357,12 @@ class _Planner:
 
     def _furnish_kind(self) -> None:
         """The groups that make a kind of room, then others it may have until the floor is full, then extras."""
-        must, may = ROOM_KINDS[self.room.category]
+        must, may, _ = ROOM_KINDS[self.room.category]
         goal = self.rng.uniform(*self.habits["density"]) * 0.5 * self.room.area
         for group in must:
             getattr(self, f"_{group}")()
-        for k in self.rng.permutation(len(may)):
-            if self._covered() < goal and self.rng.random() < 0.6:
+        for k, chance in [(k, chance) for chance in (0.6, 0.9) for k in self.rng.permutation(len(may))]:
+            if self._covered() < goal and self.rng.random() < chance:
                 getattr(self, f"_{may[k]}")()
         self._add_extras()
 

@@ -8,6 +8,7 @@ import numpy as np
 from pointcept3m.datasets.rooms import furniture as fu
 from pointcept3m.datasets.rooms.geometry import parts_overlap
 from pointcept3m.datasets.rooms.layout import SHELL, Room, RoomObject
+from pointcept3m.datasets.rooms.texture import Palette
 
 FIXED = (*SHELL, "door", "window", "curtain", "picture", "radiator", "kitchen cabinet", "counter", "sink", "toilet", "bathtub", "refrigerator")
 MOVES, LEAVES, COMES = 0.35, 0.08, 0.5  # share of movable things that move, that leave; chance that one comes
@@ -43,7 +44,7 @@ def rescan(room: Room, number: int) -> Rescan:
         elif rng.random() < MOVES:
             moved += _move(new, thing, rng)
     if rng.random() < COMES:
-        _bring(new, rng)
+        _bring(new, max(o.id for o in room.objects) + number, rng)
     angle, shift = rng.uniform(-np.pi, np.pi), rng.uniform(-2, 2, 2)
     motion = np.eye(4)
     motion[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -95,22 +96,23 @@ def _turned_parts(parts: np.ndarray, turn: np.ndarray) -> np.ndarray:
     return np.stack([middle - half, middle + half], axis=1)
 
 
-def _bring(room: Room, rng: np.random.Generator) -> None:
-    """Puts one new small piece of furniture on a free spot of the floor, where there is one."""
+def _bring(room: Room, number: int, rng: np.random.Generator) -> None:
+    """Puts one new small piece of furniture on a free spot of the floor, where there is one; `number` is its id, which no thing of
+    any other scan of the place has."""
     category = str(rng.choice(["box", "ottoman", "plant", "trash can", "chair"]))
     shape = fu.FURNITURE[category](rng)
     low, high = shape.bounds()
     inner, outer = room.outline.min(axis=0), room.outline.max(axis=0)
     others = np.concatenate([o.parts for o in room.objects if o.category not in SHELL])
-    material = next(o.face_material[0] for o in room.objects if o.category not in SHELL)
     for _ in range(TRIES):
         spot = np.array([*rng.uniform(inner, outer), 0.0])
         corners = np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])]) + spot[:2]
         parts = np.array(shape.parts) + spot
         if room.contains(corners, 0.02).all() and not parts_overlap(parts, others):
-            faces = np.concatenate(shape.faces)
+            palette, first = Palette(rng, room.split), len(room.materials)
+            room.materials += [palette.material(kind) for kind in shape.slots.values()]
             room.objects.append(RoomObject(
-                id=max(o.id for o in room.objects) + 1, category=category, vertices=np.concatenate(shape.vertices) + spot, faces=faces,
-                face_material=np.full(len(faces), material), rotation=np.eye(3), translation=spot, parts=parts, surfaces=shape.surfaces,
+                id=number, category=category, vertices=np.concatenate(shape.vertices) + spot, faces=np.concatenate(shape.faces),
+                face_material=first + np.concatenate(shape.face_slot), rotation=np.eye(3), translation=spot, parts=parts, surfaces=shape.surfaces,
             ))  # fmt: skip
             return

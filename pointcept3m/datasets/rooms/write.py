@@ -1,6 +1,6 @@
 """Rooms on disk, in the one scene layout: `write_rooms(root, split, count)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from pointcept3m.datasets.rooms.cast import RayCaster, Surface
 from pointcept3m.datasets.rooms.categories import object_labels
 from pointcept3m.datasets.rooms.layout import Room, generate_room
-from pointcept3m.datasets.rooms.modalities import draw_kind, write_room_modalities
+from pointcept3m.datasets.rooms.modalities import check_shares, draw_kind, drop_modalities, write_room_modalities
 from pointcept3m.datasets.rooms.render import Frames, render_frames
 from pointcept3m.datasets.rooms.rescan import rescan
 from pointcept3m.datasets.rooms.scan import Cloud, scan_cloud
@@ -21,7 +21,7 @@ JPEG_QUALITY = 92
 
 def write_rooms(root: str | Path, split: str, count: int, first_seed: int = 0, num_frames: int = 24,
                 size: tuple[int, int] = (120, 160), workers: int = 2, spacing: float = 0.025, modalities: bool = False,
-                rescans: int = 0, progress: Callable[[int, int], None] | None = None) -> list[Path]:  # fmt: skip
+                rescans: int = 0, drop: Mapping[str, float] | None = None, progress: Callable[[int, int], None] | None = None) -> list[Path]:  # fmt: skip
     """Writes rooms `first_seed` to `first_seed + count - 1` of a split below `root`; returns their folders.
 
     A room that is already there, complete and with the same settings, is kept: a stopped run continues. Folders are
@@ -32,6 +32,8 @@ def write_rooms(root: str | Path, split: str, count: int, first_seed: int = 0, n
         workers: processes; 0 works in this one.
         modalities: rooms of a kind (bedroom, kitchen, ...) with objects, CAD models, masks, floorplan and referrals. They are other
             rooms than those without.
+        drop: share of scans that lack a whole modality ("image", "point", "cad", "text" or "floorplan"), drawn for each scan and
+            modality; none by default.
         rescans: so many more scans of every room, <room>_1 and so on, with things moved; they need `modalities`.
         progress: called with (rooms done, rooms in all) after each room.
 
@@ -41,9 +43,12 @@ def write_rooms(root: str | Path, split: str, count: int, first_seed: int = 0, n
         raise ValueError(f"count, workers and rescans must not be negative, got count={count}, workers={workers}, rescans={rescans}")
     if rescans and not modalities:
         raise ValueError("rescans are told from their first scan by scene.json, which needs modalities=True")
+    if drop and not modalities:
+        raise ValueError("drop leaves out modalities, which needs modalities=True")
+    check_shares(drop or {})
     folder = Path(root) / split
     scans = [(seed, scan) for seed in range(first_seed, first_seed + count) for scan in range(1 + rescans)]
-    jobs = [(folder, seed, split, num_frames, tuple(size), spacing, scan if modalities else None) for seed, scan in scans]
+    jobs = [(folder, seed, split, num_frames, tuple(size), spacing, scan if modalities else None, drop) for seed, scan in scans]
     for done, _ in enumerate(as_done(write_room, jobs, workers), 1):
         if progress:
             progress(done, len(jobs))
@@ -55,11 +60,12 @@ def generate_name(seed: int, scan: int = 0) -> str:
     return f"room{seed:06d}" + (f"_{scan}" if scan else "")
 
 
-def write_room(folder: Path, seed: int, split: str, num_frames: int, size: tuple[int, int], spacing: float, scan: int | None = None) -> Path:
+def write_room(folder: Path, seed: int, split: str, num_frames: int, size: tuple[int, int], spacing: float, scan: int | None = None,
+               drop: Mapping[str, float] | None = None) -> Path:  # fmt: skip
     """Writes one room into `folder`/<name>; see `write_rooms`. scan: number of the scan of a room with modalities, None without them."""
     path = Path(folder) / generate_name(seed, scan or 0)
     settings = f"version 1, split {split}, num_frames {num_frames}, size {size[0]}x{size[1]}, spacing {spacing}"
-    settings += "\n" if scan is None else f", modalities 1, scan {scan}\n"
+    settings += "\n" if scan is None else f", modalities 2, scan {scan}{''.join(f', without {k} {v}' for k, v in sorted((drop or {}).items()))}\n"
     done = path / DONE
     if done.is_file() and done.read_text() == settings:
         return path
@@ -77,6 +83,8 @@ def write_room(folder: Path, seed: int, split: str, num_frames: int, size: tuple
         _write_frames(part, frames, labels, motion)
         if scan is not None:
             write_room_modalities(part, room, frames, motion, generate_name(seed) if scan else None, moved)
+            if drop:
+                drop_modalities(part, room, drop)
         (part / DONE).write_text(settings)
     return path
 
