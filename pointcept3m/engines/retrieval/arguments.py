@@ -32,7 +32,8 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--add", action="store_true", help="put the scenes into the gallery that is there")
     add("--index", choices=("exact", "faiss"), default="exact", help="faiss: an index for large galleries, its recall is printed (%(default)s)")
     add("--feature-root", type=Path, metavar="FOLDER", help="where tools/preprocess/modalities.py put features that are not in the scenes")
-    add("--as", dest="kind", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
+    add("--as", dest="given_as", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities, or scene")
     add_scan_arguments(parser)
     return parser
 
@@ -47,7 +48,7 @@ def retrieve_parser() -> argparse.ArgumentParser:
     add("--query", required=True, action="append", metavar="Q", help=f"{QUERY_HELP}; repeated, their vectors are averaged")
     add("--gallery", required=True, type=Path, metavar="FOLDER", help="what pointcept3m embed --gallery wrote")
     _add_model(parser)
-    add("--as", dest="kind", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities, or scene; once a query")
+    add("--as", dest="given_as", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities, or scene; once a query")
     add("--target", action="append", metavar="M", help="modality of the gallery to look in: image, point, floorplan, text, scene; may be repeated (all it has)")
     add("--top", type=int, default=5, metavar="K", help="scenes to show (%(default)s)")
     add("--split")
@@ -55,7 +56,8 @@ def retrieve_parser() -> argparse.ArgumentParser:
     add("--dataset")
     add("--without", action="append", default=[], metavar="SCENE", help="a scene that must not be found, such as the query's own; may be repeated")
     add("--without-place", action="append", default=[], metavar="PLACE", help="a place none of whose scans may be found")
-    add("--out", type=Path, metavar="FILE", help=".json: the ranking; .png: a sheet of pictures; without it the ranking is printed alone")
+    add("--out", type=Path, action="append", default=[], metavar="FILE", help=".json: the ranking; .png: a sheet of pictures; may be repeated")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
     add_scan_arguments(parser)
     return parser
 
@@ -74,5 +76,6 @@ def localize_parser() -> argparse.ArgumentParser:
     add("--tolerance", type=float, default=0.4, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
     _add_model(parser)
     add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes")
-    add("--out", type=Path, metavar="FILE", help=".json or .png; without it the matches are printed alone")
+    add("--out", type=Path, action="append", default=[], metavar="FILE", help=".json: matches and boxes; .png: the scene from above with the boxes; may be repeated")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
     return parser

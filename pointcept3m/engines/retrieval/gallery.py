@@ -97,6 +97,19 @@ class Gallery:
             raise ValueError(f"{self.folder}: the filters leave no scene with {modality}; loosen --split, --category, --dataset or --without")
         return mask
 
+    def targets(self, chosen: Filter = Filter()) -> list[str]:
+        """The modalities in which a scene passes. Raises: as `allowed`, where there is none."""
+        found, reason = [], None
+        for modality in self.modalities:
+            try:
+                self.allowed(modality, chosen)
+                found.append(modality)
+            except ValueError as error:
+                reason = error
+        if not found:
+            raise reason or ValueError(f"{self.folder}: an empty gallery: none of its {len(self)} scenes has any embedding")
+        return found
+
     @cached_property
     def _facts(self) -> dict[str, NDArray[np.str_]]:
         e = self.embeddings

@@ -18,6 +18,7 @@ from pointcept3m.engines.checkpoint import load_weights
 from pointcept3m.engines.loader import to_device
 from pointcept3m.engines.modalities.recipe import Recipe, build_recipe
 from pointcept3m.engines.retrieval.embed import model_fingerprint
+from pointcept3m.engines.retrieval.scene_pictures import cloud_from_above
 from pointcept3m.engines.visualize.point_features import InputRecipe, config_of, input_recipe
 from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.structures.images import read_color
@@ -30,6 +31,7 @@ Say = Callable[[str], None]
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
 CLOUDS = (".ply", ".pcd", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".pts", ".csv", ".e57")
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
+SCENE_FILES = ("coord.npy", "objects.json", "floorplan.png", "floorplan.jpg")  # one of them makes a folder a scene
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
 MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point", "scene": "scene"}
 
@@ -100,14 +102,17 @@ def guess_kind(given: str | Path) -> str:
 
     Raises: FileNotFoundError where it looks like a path and is none; ValueError for a file of no known kind.
     """
+    words = str(given)
+    if len(words.encode()) > 250 and "/" not in words or "\n" in words:  # no name of a file
+        return "text"
     path = Path(given)
     if path.is_dir():
-        if (path / "coord.npy").is_file() or (path / "objects.json").is_file():
+        if any((path / name).is_file() for name in SCENE_FILES):
             return "scene"
         return "image" if any(file.suffix.lower() in PICTURES for file in path.iterdir()) else "point"
     suffix = path.suffix.lower()
     if not path.is_file():
-        if suffix in (*PICTURES, *CLOUDS) or "/" in str(given):
+        if suffix in (*PICTURES, *CLOUDS) or ("/" in words and " " not in words):
             raise FileNotFoundError(f"{given}: no such file or folder; {near_files(path)}")
         return "text"
     if suffix in PICTURES:
@@ -136,7 +141,7 @@ def _is_numbers(path: Path) -> bool:
 def read_query(given: str | Path, model: RetrievalModel, kind: str | None = None, say: Say = print, **options: Any) -> Query:
     """Reads a query and runs the frozen encoders over it.
 
-    kind: of KINDS, guessed by default. options: of `ScanOptions`, and `columns`, for points.
+    kind: of KINDS, guessed by default. options: of `ScanOptions`, `columns` and `rgbd` (of `read_cloud`), for points.
     Raises: what reading raises; ValueError for an unknown kind, an empty text, a kind that the model has no encoder for.
     """
     if kind is not None and kind not in KINDS:
@@ -178,17 +183,19 @@ def _read_pictures(path: Path, kind: str, model: RetrievalModel, say: Say) -> Qu
     return Query(path.stem, kind, image=model.recipe.image_tokens(pictures), picture=first)
 
 
-def _read_points(path: Path, model: RetrievalModel, say: Say, columns: str = "auto", **options: Any) -> Query:
+def _read_points(
+    path: Path, model: RetrievalModel, say: Say, columns: str = "auto", rgbd: Mapping[str, Any] | None = None, **options: Any
+) -> Query:
     if model.points is None:
         raise ValueError(f"{path}: points, but {model.weight} has no 3D encoder (an object level alone); wanted a CrossOver-v1m1")
     settings = ScanOptions(**options)
-    cloud = read_cloud(path, columns, **({"up_axis": settings.up_axis} if path.is_dir() else {}))
+    cloud = read_cloud(path, columns, **(rgbd or {}))
     scan = prepare_scan(cloud, settings, model.points.needs, model.points.grid_size)
     for guess in scan.guesses:
         say(guess)
     say(f"{path.name}: {len(scan.coord):,} points over {describe_extent(scan.coord)}")
     sample = {"coord": scan.coord, **{key: getattr(scan, key) for key in model.points.needs}}
-    return Query(path.stem, "point", points=point_sample(sample, model))
+    return Query(path.stem, "point", points=point_sample(sample, model), picture=cloud_from_above(scan.coord, scan.color))
 
 
 def point_sample(sample: dict[str, NDArray], model: RetrievalModel) -> dict[str, torch.Tensor]:
