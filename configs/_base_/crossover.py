@@ -35,6 +35,7 @@ loss_weights = "learned"  # Eq. 3
 # The paper's sparse residual network with a map of full resolution.
 backbone = dict(type="MinkUNet34C", in_channels=3, out_channels=0)
 backbone_out_channels = 96
+backbone_weight = None  # of a pretraining (GaussianCross, CUA-O3D, ...), whose backbone is this one
 
 views = 10  # key frames a scene in training; tests look at all
 referrals = 10
@@ -137,6 +138,7 @@ model = (
 into_instance = dict(keywords="module.", replacement="module.instance.", part="instance") if start == "instance" else {}
 hooks = [
     dict(type="CheckpointLoader", **into_instance),
+    *([] if backbone_weight is None else [dict(type="CheckpointLoader", weight=backbone_weight, part="backbone")]),
     dict(type="IterationTimer", warmup_iter=2),
     dict(type="InformationWriter", interval=50),
     # The fusion alone has no encoder of a scene yet, so there is nothing to retrieve.

@@ -190,3 +190,19 @@ def test_fine_tuning_takes_the_backbone_alone(tmp_path):
         load_weights(larger, tmp_path / "pretrained.pth", part="backbone")
     with pytest.raises(ValueError, match="no tensor of that part; did you mean 'backbone'"):
         load_weights(model, tmp_path / "pretrained.pth", part="backbon")
+
+
+def test_a_second_loader_puts_a_pretrained_backbone_into_a_model(tmp_path):
+    """CrossOver starts from its own stage before, and its 3D encoder from GaussianCross or CUA-O3D."""
+    from types import SimpleNamespace
+
+    from pointcept3m.engines.hooks.checkpoint import CheckpointLoader
+
+    before, pretrained, model = small(), small(("backbone", "decoder")), small()
+    loaders = [CheckpointLoader(), CheckpointLoader(weight=str(saved(tmp_path / "pretrained.pth", pretrained)), part="backbone")]
+    cfg = SimpleNamespace(weight=str(saved(tmp_path / "before.pth", before)), resume=False, save_path=str(tmp_path), data={}, hooks=[])
+    for loader in loaders:
+        loader.checking = dict(weight_color=None, check=False)
+        loader.trainer = SimpleNamespace(cfg=cfg, model=model, logger=None)
+        loader.before_train()
+    assert same(model["head"], before["head"]) and same(model["backbone"], pretrained["backbone"])

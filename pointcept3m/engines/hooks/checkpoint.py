@@ -20,6 +20,8 @@ class CheckpointLoader(HookBase):
     the log says (allow_partial=False refuses that too).
     weight_color, check_input: see `engines.convention.check_input`. Weights that were trained on colours in another
     range, or on other features, than the config feeds are an error.
+    weight: another file than `cfg.weight`, for one part of a model whose others come from there: a second such hook with
+    `part="backbone"` puts a pretrained backbone into it. A resumed run has it already.
     """
 
     sets_random_state = True
@@ -33,13 +35,19 @@ class CheckpointLoader(HookBase):
         part: str = "",
         weight_color: str | None = None,
         check_input: bool = True,
+        weight: str | None = None,
     ):
+        self.weight = weight
         self.loading = dict(keywords=keywords, replacement=replacement, strict=strict, allow_partial=allow_partial, part=part)
         self.checking = dict(weight_color=weight_color, check=check_input)
 
     def before_train(self) -> None:
         trainer = self.trainer
         weight, checkpoint = trainer.cfg.weight, resume_path(trainer.cfg)
+        if self.weight is not None:
+            weight = self.weight
+            if checkpoint is not None:
+                return
         if checkpoint is not None:
             check_input(checkpoint, trainer.cfg, **self.checking, logger=trainer.logger)
             restore_training(trainer, checkpoint)
