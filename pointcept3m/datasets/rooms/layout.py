@@ -25,9 +25,11 @@ ROOM_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
     "bathroom": (("bath",), ("storage",), 0.7),
     "office": (("working", "working"), ("storage", "lounge"), 1.0),
     "dining room": (("dining",), ("storage", "lounge"), 1.0),
-    "studio": (("sleeping", "kitchen"), ("lounge", "working"), 1.1),
+    "studio": (("sleeping", "kitchen"), ("lounge", "working"), 1.25),
     "library": (("storage", "storage"), ("working", "lounge"), 1.0),
 }
+# what a group is nothing without
+MAIN = {"sleeping": "bed", "lounge": "couch", "kitchen": "counter", "bath": "toilet", "dining": "table", "working": "desk"}
 
 
 @dataclass
@@ -360,7 +362,10 @@ class _Planner:
         must, may, _ = ROOM_KINDS[self.room.category]
         goal = self.rng.uniform(*self.habits["density"]) * 0.5 * self.room.area
         for group in must:
-            getattr(self, f"_{group}")()
+            for _ in range(6):  # other sizes, other walls, until what makes the kind stands there
+                getattr(self, f"_{group}")()
+                if MAIN.get(group) in (None, *(o.category for o in self.room.objects)):
+                    break
         for k, chance in [(k, chance) for chance in (0.6, 0.9) for k in self.rng.permutation(len(may))]:
             if self._covered() < goal and self.rng.random() < chance:
                 getattr(self, f"_{may[k]}")()
@@ -455,6 +460,8 @@ class _Planner:
             if rng.random() < 0.75:
                 spot = anchor.rotation @ np.array([0, y0 + 0.18, 0]) + anchor.translation
                 self.put("kitchen cabinet", fu.wall_cabinet(rng, (x1 - x0) * rng.uniform(0.5, 1)), spot, yaw)
+        if self.room.category and any(o.category == "refrigerator" for o in self.room.objects):
+            return
         self.against_wall("refrigerator", fu.refrigerator(rng), front=0.5, corner=True)
 
     def _bath(self) -> None:
