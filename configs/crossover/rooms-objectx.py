@@ -37,4 +37,4 @@ hooks = [
     dict(type="MetricsWriter"),
     dict(type="ReportWriter"),
 ]
-test = dict(_delete_=True, type="ReconstructionTester")
+test = dict(_delete_=True, type="ReconstructionTester", train=dict(split="train", lr_file=None))

@@ -6,4 +6,4 @@
 _base_ = ["../_base_/crossover_rooms.py"]
 _options_ = dict(stage="instance")
 
-test = dict(_delete_=True, type="RecognitionTester", at_least=10)
+test = dict(_delete_=True, type="RecognitionTester", at_least=10, train=dict(split="train", lr_file=None))

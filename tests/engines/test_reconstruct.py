@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.spatial import cKDTree
 
 from pointcept3m.datasets import build_dataset, collate_fn
@@ -46,6 +47,13 @@ def write_rooms(root, train=3, val=2):
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
     return write_rooms(tmp_path_factory.mktemp("clouds"))
+
+
+def taught(**changes):
+    """A decoder whose object level counts as trained."""
+    model = build_model(dict(type="CrossOver-ObjectX-v1m1", **{**SETTINGS, **changes}))
+    model.load_state_dict(model.state_dict())
+    return model
 
 
 def dataset(rooms, split="val", **settings):
@@ -104,7 +112,7 @@ def test_the_decoder_learns_what_it_is_shown(rooms):
     torch.manual_seed(0)
     batch = collate_fn([dataset(rooms)[0]])
     batch["object_cloud_color"][:] = torch.tensor([0.9, 0.1, 0.1])
-    model = build_model(dict(type="CrossOver-ObjectX-v1m1", **{**SETTINGS, "noise": 0.0}))
+    model = taught(noise=0.0)
     frozen = {name: value.clone() for name, value in model.instance.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     first = None
@@ -126,14 +134,16 @@ def test_the_decoder_learns_what_it_is_shown(rooms):
 def test_what_an_object_lacks_is_not_decoded(rooms):
     """An object without any modality, and one without points, are never drawn; a batch of such objects gives a loss of 0 parts."""
     batch = collate_fn([dataset(rooms)[0]])
-    model = build_model(dict(type="CrossOver-ObjectX-v1m1", **SETTINGS)).train()
+    model = taught().train()
     batch["object_known"][2] = False
     assert 2 not in model.draw(batch)[1].tolist() and 0 not in model.draw(batch)[1].tolist()
     batch["object_known"][:] = False
     losses = model(batch)
     assert float(losses["loss"].detach()) == 0 and losses["loss"].requires_grad
     with pytest.raises(ValueError, match="'floorplan'"):
-        build_model(dict(type="CrossOver-ObjectX-v1m1", modalities=("floorplan",), **SETTINGS))
+        taught(modalities=("floorplan",))
+    with pytest.raises(ValueError, match="random weights"):
+        build_model(dict(type="CrossOver-ObjectX-v1m1", **SETTINGS))(batch)
 
 
 def made_up(count, seed=0):
@@ -156,7 +166,7 @@ def test_baselines_are_what_they_are_called():
 
 
 def test_own_points_come_first_and_nearest_wins_where_it_is_the_object():
-    model = build_model(dict(type="CrossOver-ObjectX-v1m1", **SETTINGS)).eval()
+    model = taught().eval()
     model.modalities = ("image",)
     objects = made_up(6)
     scores = reconstruct.compare(model, objects, objects, size=24)
@@ -165,7 +175,7 @@ def test_own_points_come_first_and_nearest_wins_where_it_is_the_object():
 
 
 def test_storage_by_hand():
-    model = build_model(dict(type="CrossOver-ObjectX-v1m1", **SETTINGS))
+    model = taught()
     costs = reconstruct.storage(model, [100, 300])
     assert costs["embedding"] == 64 and costs["points"] == 3000 and costs["gaussians"] == 48 * 56 and costs["ratio"] == 3000 / 64
     decoder = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
@@ -176,10 +186,15 @@ def test_training_and_its_test(rooms, tmp_path):
     def section(split):
         return dict(type="ObjectCloudDataset", data_root=str(rooms), split=split, cloud_points=64, fixed=split == "val")
 
+    save_file(build_model(INSTANCE).state_dict(), tmp_path / "instance.safetensors")
     cfg = dict(
         model=dict(type="CrossOver-ObjectX-v1m1", **SETTINGS), data=dict(train=section("train"), test=section("val")),
         optimizer=dict(type="AdamW", lr=0.01), scheduler=dict(type="CosineAnnealingLR"), save_path=str(tmp_path / "run"), num_worker=0, batch_size=2, seed=1,
-        epoch=2, eval_epoch=1, hooks=[dict(type="CheckpointSaver"), dict(type="PreciseEvaluator", test_last=True), dict(type="MetricsWriter")],
+        epoch=2, eval_epoch=1, weight=str(tmp_path / "instance.safetensors"),
+        hooks=[
+            dict(type="CheckpointLoader", keywords="module.", replacement="module.instance.", part="instance"), dict(type="CheckpointSaver"),
+            dict(type="PreciseEvaluator", test_last=True), dict(type="MetricsWriter"),
+        ],
         test=dict(type="ReconstructionTester", num_pictures=3),
     )  # fmt: skip
     TRAINERS.build(dict(type="DefaultTrainer"), cfg=cfg).train()

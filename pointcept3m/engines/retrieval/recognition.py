@@ -81,7 +81,7 @@ def probe_objects(
             if len(truth):
                 with torch.no_grad():
                     predicted = layer(torch.from_numpy(queries)).argmax(1).numpy()
-                results[f"{source}->{target}"] = score_classes(predicted, truth, classes, len(names))
+                results[f"{source}->{target}"] = score_classes(predicted, truth, labelled(train, target, names)[1], len(names))
     return results
 
 

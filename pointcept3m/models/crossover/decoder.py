@@ -71,6 +71,8 @@ class ObjectDecoder(nn.Module):
         super().__init__()
         self.instance = build_model(instance)
         self.instance.requires_grad_(False)
+        self.instance.taught = False  # whether weights were loaded into it
+        self.instance.register_load_state_dict_pre_hook(_note_weights)
         there = self.instance.modalities
         for name in modalities or ():
             if name not in there:
@@ -117,7 +119,12 @@ class ObjectDecoder(nn.Module):
         )
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """loss and its parts, over drawn objects of a batch of ObjectCloudDataset."""
+        """loss and its parts, over drawn objects of a batch of ObjectCloudDataset. Raises ValueError where the object level is random."""
+        if not self.instance.taught:
+            raise ValueError(
+                "CrossOver-ObjectX: its object level has random weights, whose embeddings say nothing; give those of a training of it, "
+                "weight=exp/crossover/rooms-instance/model/model_best.pth"
+            )
         embedding, rows = self.draw(batch)
         cloud, color = batch["object_cloud"][rows], batch["object_cloud_color"][rows]
         made = self.decode(embedding)
@@ -153,6 +160,10 @@ class ObjectDecoder(nn.Module):
             image.append((rgb - wanted).abs().mean() / len(cloud))
             mask.append((alpha - wanted_mask).abs().mean() / len(cloud))
         return torch.stack(image).sum(), torch.stack(mask).sum()
+
+
+def _note_weights(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    module.taught = module.taught or any(key.startswith(prefix) for key in state)
 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
