@@ -153,8 +153,12 @@ class Gallery:
 
     def picture(self, number: int) -> NDArray[np.uint8] | None:
         """The picture of a scene, uint8 [H, W, 3], None where there is none."""
-        path = self.folder / "pictures" / f"{number}.jpg"
+        path = self.picture_path(number)
         return read_color(path) if path.is_file() else None
+
+    def picture_path(self, number: int) -> Path:
+        """Where the picture of a scene lies, if it has one."""
+        return self.folder / "pictures" / f"{number}.jpg"
 
     def build_index(self, modality: str) -> BuildReport:
         """Makes and writes the faiss index of a modality, and measures its recall with what the gallery has in other modalities,
