@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pointcept3m.datasets.collate import collate_fn
-from pointcept3m.datasets.readers.cloud import read_cloud
+from pointcept3m.datasets.readers.cloud import READERS, read_cloud
 from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.datasets.transforms.compose import Compose
 from pointcept3m.engines.checkpoint import load_weights
@@ -29,7 +29,7 @@ from pointcept3m.utils.registry import near_names
 
 Say = Callable[[str], None]
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
-CLOUDS = (".ply", ".pcd", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".pts", ".csv", ".e57")
+CLOUDS = tuple(READERS)
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
 SCENE_FILES = ("coord.npy", "objects.json", "floorplan.png", "floorplan.jpg")  # one of them makes a folder a scene
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
