@@ -54,7 +54,7 @@ $(VENV)/.requirements: requirements.txt $(PINS)
 	$(PIP) -r requirements.txt -c $(PINS)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.requirements setup.py pyproject.toml requirements-diffusion.txt requirements-gpu.txt requirements-io.txt requirements-retrieval.txt requirements-text.txt requirements-view.txt requirements-search.txt requirements-test.txt $(KERNELS)
+$(VENV)/.installed: $(VENV)/.requirements setup.py pyproject.toml requirements-diffusion.txt requirements-gpu.txt requirements-io.txt requirements-text.txt requirements-view.txt requirements-search.txt requirements-test.txt $(KERNELS)
 	@echo "Building pointcept3m's kernels"
 	$(PIP) --quiet --no-deps -e .
 	@$(VENV)/bin/python -m pointcept3m.ops --status

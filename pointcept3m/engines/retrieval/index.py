@@ -195,5 +195,5 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(f"an index for large galleries needs faiss ({error}): pip install 'pointcept3m[retrieval]' or pip install faiss-cpu; --index exact needs nothing") from error
+        raise ImportError(f"an index for large galleries needs faiss ({error}): pip install 'pointcept3m[search]'; --index exact needs nothing") from error
     return faiss
