@@ -64,15 +64,15 @@ def test_nothing_to_align_is_a_loss_of_zero_with_gradients():
 
 def test_the_temperature_is_learned_unless_told_otherwise():
     learned, fixed = ContrastiveLoss(), ContrastiveLoss(learn_temperature=False)
-    assert float(learned.scale) == pytest.approx(1 / 0.07) and [name for name, _ in learned.named_parameters()] == ["log_scale"]
+    assert learned.scale.item() == pytest.approx(1 / 0.07) and [name for name, _ in learned.named_parameters()] == ["log_scale"]
     assert not list(fixed.parameters())
     optimizer = torch.optim.SGD(learned.parameters(), 0.1)
     learned(rows(8, 0), rows(8, 1), torch.ones(8, dtype=torch.bool)).backward()
     optimizer.step()
-    assert float(learned.scale) != pytest.approx(1 / 0.07)
+    assert learned.scale.item() != pytest.approx(1 / 0.07)
     with torch.no_grad():
         learned.log_scale.fill_(10.0)
-    assert float(learned.scale) == pytest.approx(100)
+    assert learned.scale.item() == pytest.approx(100)
 
 
 def test_wrong_settings_are_named():
@@ -82,21 +82,14 @@ def test_wrong_settings_are_named():
         ContrastiveLoss(temperature=0)
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("absent", ["drop", "negative"])
+def test_gradients_are_those_of_finite_differences(symmetric, absent):
     query, key = rows(5, 0, dtype=torch.float64).requires_grad_(), rows(5, 1, dtype=torch.float64).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    known = torch.tensor([1, 1, 0, 1, 1]).bool()
-
-    def loss(query, key, scale):
-        # contrastive works in float32: the same in float64, from its definition
-        q, k = query[known], key[known]
-        logits = scale * q @ k.T
-        return (torch.logsumexp(logits, 1) - logits.diag() + torch.logsumexp(logits, 0) - logits.diag()).mean()
-
-    expected = torch.autograd.grad(loss(query, key, scale), (query, key, scale))
-    found = torch.autograd.grad(contrastive(query, key, known, scale), (query, key, scale))
-    for one, other in zip(expected, found, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    known, group = torch.tensor([1, 1, 0, 1, 1]).bool(), torch.tensor([0, 0, 0, 0, 1])
+    for each in (None, group):
+        assert torch.autograd.gradcheck(lambda q, k, s, each=each: contrastive(q, k, known, s, symmetric, absent, each), (query, key, scale))
 
 
 def _process(rank, path, counts, results):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointcept3m.models.crossover.spatial_transformer import SpatialTransformer, pairwise_relations
+from pointcept3m.models.crossover.spatial_transformer import SpatialAttention, SpatialTransformer, pairwise_relations
 
 
 def test_relations_are_those_of_the_formula():
@@ -50,6 +50,40 @@ def test_a_shift_of_the_scene_changes_nothing_unless_the_release_is_asked_for():
         layer = SpatialTransformer(24, 4, 1, 32, centred=centred).eval()
         close = torch.allclose(layer(feature, box, known, offset), layer(feature, shifted, known, offset), atol=1e-4)
         assert close == same
+
+
+def test_attention_is_that_of_its_formula():
+    """One query, head and object at a time."""
+    torch.manual_seed(0)
+    layer = SpatialAttention(8, 2, 0.0).eval()
+    x, known = torch.randn(1, 4, 8), torch.tensor([[True, True, False, True]])
+    relations = pairwise_relations(torch.rand(1, 4, 3) * 3, known)
+    query, key, value = (part(x)[0].detach().double().numpy() for part in (layer.query, layer.key, layer.value))
+    gates = layer.relation(x)[0].detach().double().numpy()
+    mixed = np.zeros((4, 8))
+    for i in range(4):
+        for head in range(2):
+            part, weight = slice(4 * head, 4 * head + 4), gates[i, 6 * head : 6 * head + 6]
+            power = np.zeros(4)
+            for j in (0, 1, 3):
+                s = 1 / (1 + np.exp(-(weight[0] + weight[1:] @ relations[0, i, j].double().numpy())))
+                power[j] = max(s, 1e-6) * np.exp(query[i, part] @ key[j, part] / 2)
+            mixed[i, part] = power / power.sum() @ value[:, part]
+    expected = layer.norm(x + layer.out(torch.from_numpy(mixed).float()))
+    assert torch.allclose(layer(x, relations, known), expected, atol=1e-5)
+
+
+def test_large_scenes_are_not_padded_onto_small_ones():
+    """Scenes of 3, 100 and 17 objects are three sizes of arrays, and each is as if it were alone."""
+    torch.manual_seed(0)
+    layer, sizes = SpatialTransformer(24, 4, 1, 32).eval(), []
+    attend = layer._attend
+    layer._attend = lambda x, box, known: (sizes.append(tuple(x.shape[:2])), attend(x, box, known))[1]
+    counts = torch.tensor([3, 100, 17, 5])
+    feature, box, known = torch.randn(125, 24), torch.rand(125, 6), torch.ones(125, dtype=torch.bool)
+    together = layer(feature, box, known, counts.cumsum(0))
+    assert sizes == [(2, 5), (1, 17), (1, 100)]
+    assert torch.allclose(layer(feature[3:103], box[3:103], known[:100], torch.tensor([100])), together[3:103], atol=1e-5)
 
 
 def test_scenes_of_500_objects_and_of_none():
