@@ -20,6 +20,14 @@ from pointcept3m.datasets.rooms import write_raw_scannet, write_rooms
 from pointcept3m.datasets.rooms.layout import SPLITS
 
 
+def _share(entry: str) -> tuple[str, float]:
+    name, _, share = entry.partition(":")
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"wanted modality:share, as cad:0.2, got {entry!r}") from error
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,17 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (2)")
     add("--modalities", action="store_true", help="rooms of a kind, with objects, CAD models, masks, floorplan and referrals")
     add("--rescans", type=int, default=0, help="further scans of every room with things moved; needs --modalities (0)")
-    add("--drop", nargs="+", default=[], metavar="MODALITY:SHARE", help="scans without image, point, cad, text or floorplan: cad:0.2 (none)")
+    add("--drop", nargs="+", type=_share, default=[], metavar="MODALITY:SHARE", help="scans without image, point, cad, text or floorplan: cad:0.2 (none)")
     add("--raw-scannet", action="store_true", help="write a ScanNet download instead of scene folders")
     return parser
-
-
-def _share(entry: str) -> tuple[str, float]:
-    name, _, share = entry.partition(":")
-    try:
-        return name, float(share)
-    except ValueError as error:
-        raise ValueError(f"--drop wants modality:share, as cad:0.2, got {entry!r}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     if not counts:
         sys.exit("error: nothing to do: ask for rooms with --train, --val or --test")
-    drop = dict(_share(entry) for entry in args.drop)
     if args.raw_scannet and (args.modalities or args.rescans):
         sys.exit("error: --raw-scannet writes what ScanNet has; --modalities and --rescans go without it")
     if args.raw_scannet:
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left = (time.monotonic() - start) / done * (total - done)
             print(f"[{done}/{total}] {split} ({left:.0f} s left)", file=sys.stderr)
 
-        settings = dict(workers=args.workers, modalities=args.modalities, rescans=args.rescans, drop=drop)
+        settings = dict(workers=args.workers, modalities=args.modalities, rescans=args.rescans, drop=dict(args.drop))
         write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), progress=show, **settings)
     scans = sum(counts.values()) * (1 + args.rescans)
     print(f"{scans} {'scans of rooms' if args.rescans else 'rooms'} in {args.output_root}")
