@@ -197,10 +197,11 @@ def test_a_second_loader_puts_a_pretrained_backbone_into_a_model(tmp_path):
     from types import SimpleNamespace
 
     from pointcept3m.engines.hooks.checkpoint import CheckpointLoader
+    from pointcept3m.utils.config import Config
 
     before, pretrained, model = small(), small(("backbone", "decoder")), small()
     loaders = [CheckpointLoader(), CheckpointLoader(weight=str(saved(tmp_path / "pretrained.pth", pretrained)), part="backbone")]
-    cfg = SimpleNamespace(weight=str(saved(tmp_path / "before.pth", before)), resume=False, save_path=str(tmp_path), data={}, hooks=[])
+    cfg = Config(dict(weight=str(saved(tmp_path / "before.pth", before)), resume=False, save_path=str(tmp_path), data={}, hooks=[]))
     for loader in loaders:
         loader.checking = dict(weight_color=None, check=False)
         loader.trainer = SimpleNamespace(cfg=cfg, model=model, logger=None)
