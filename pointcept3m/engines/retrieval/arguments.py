@@ -66,13 +66,15 @@ def localize_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "pointcept3m localize",
         "Finds the objects of one scene in another, with their boxes: matched one to one, then aligned.",
-        "  pointcept3m localize --query data/rooms/val/room000003_1 --from cad --scene data/rooms/val/room000003 --to point --weight exp/crossover/rooms --out found.png\n",
+        "  pointcept3m localize --query data/rooms/val/room000003_1 --from cad --scene data/rooms/val/room000003 --to point --weight exp/crossover/rooms --out found.png\n"
+        '  pointcept3m localize --query chair.obj --query "the lamp on the desk" --scene data/rooms/val/room000003 --weight exp/crossover/rooms\n',
     )
     add = parser.add_argument
-    add("--query", required=True, type=Path, metavar="SCENE", help="scene folder whose objects are looked for")
+    add("--query", required=True, action="append", metavar="Q", help="scene folder whose objects are looked for; or a mesh, a picture of an object or words, may be repeated")
     add("--scene", required=True, type=Path, metavar="SCENE", help="scene folder they are looked for in, such as the one retrieve found")
-    add("--from", dest="source", default="cad", metavar="M", help="modality of the query's objects: image, point, cad or text (%(default)s)")
+    add("--from", dest="source", default="cad", metavar="M", help="of a scene folder: modality of its objects, image, point, cad or text (%(default)s)")
     add("--to", dest="target", default="point", metavar="M", help="modality of the scene's objects (%(default)s)")
+    add("--up", choices=("x", "y", "z"), default="z", help="axis of meshes that points up (%(default)s)")
     add("--tolerance", type=float, default=0.4, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
     _add_model(parser)
     add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes")

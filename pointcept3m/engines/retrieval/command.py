@@ -121,7 +121,9 @@ def localize_main(argv: Sequence[str] | None = None) -> int:
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
 
     model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
-    found = find_objects(arguments.query, arguments.scene, model, arguments.source, arguments.target, arguments.tolerance, arguments.feature_root)
+    found = find_objects(
+        arguments.query, arguments.scene, model, arguments.source, arguments.target, arguments.tolerance, arguments.feature_root, arguments.up
+    )
     print(describe_found(found))
     for out in arguments.out:
         if out.suffix.lower() == ".json":

@@ -1,5 +1,6 @@
 """Objects of a query scene found in another: embeddings, matches, a table, JSON, a picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pointcept3m.engines.retrieval.inputs import RetrievalModel, make_batch
-from pointcept3m.engines.retrieval.localize import Localization, localize
+from pointcept3m.engines.retrieval.inputs import Query, RetrievalModel, make_batch
+from pointcept3m.engines.retrieval.localize import TOLERANCE, Localization, localize
 from pointcept3m.engines.retrieval.scenes import scene_query
+from pointcept3m.engines.retrieval.single_objects import read_objects_alone
 from pointcept3m.structures.modality_features import OBJECT_MODALITIES, ModalityFeatures
 from pointcept3m.utils.registry import near_names
 
@@ -19,9 +21,9 @@ HAS_PLACE = ("image", "point", "cad")  # modalities whose objects' boxes may be 
 
 @dataclass
 class FoundObjects:
-    """query, target: the scenes' features · query_rows, target_rows: the objects that have the modality · result: in numbers of those."""
+    """name of what was given; query, target: the features · query_rows, target_rows: the objects that have the modality · result: in numbers of those."""
 
-    query_folder: Path
+    name: str
     target_folder: Path
     source: str
     target_modality: str
@@ -43,42 +45,67 @@ class FoundObjects:
             ))  # fmt: skip
         return entries
 
+    def why_not(self) -> str:
+        """Why there is no motion."""
+        if not self.query.object_box[:, 3:].any():
+            return "objects that are given alone have no place to each other"
+        return "too few matches agree on where the query's scene lies in this one" if self.source in HAS_PLACE else "words tell no place"
+
     def as_json(self) -> dict[str, Any]:
         motion = None if self.result.motion is None else self.result.motion.tolist()
         return dict(
-            query=str(self.query_folder), scene=str(self.target_folder), source=self.source, target=self.target_modality, motion=motion, objects=self.rows()
+            query=self.name, scene=str(self.target_folder), source=self.source, target=self.target_modality, motion=motion, objects=self.rows()
         )
 
 
 @torch.no_grad()
 def find_objects(
-    query: Path, scene: Path, model: RetrievalModel, source: str, target: str, tolerance: float, feature_root: Path | None = None
-) -> FoundObjects:
-    """Matches the objects of `query` in modality `source` with those of `scene` in modality `target`.
+    given: Sequence[str | Path], scene: Path, model: RetrievalModel, source: str = "cad", target: str = "point", tolerance: float = TOLERANCE,
+    feature_root: Path | None = None, up: str = "z",
+) -> FoundObjects:  # fmt: skip
+    """Matches objects with those that `scene` has in modality `target`.
 
+    given: one scene folder, whose objects in modality `source` are looked for; or meshes, pictures and words, an object each, whose
+    places are not known, so that nothing is aligned.
     Raises: KeyError for an unknown modality; FileNotFoundError; ValueError where a scene has no object in its modality.
     """
     for word in (source, target):
         if word not in OBJECT_MODALITIES:
             raise KeyError(f"objects have no modality {word!r}; {near_names(word, OBJECT_MODALITIES)}")
-    for folder in (query, scene):
+    folders = [Path(each) for each in given if Path(each).is_dir()]
+    if folders and len(given) > 1:
+        raise ValueError(f"--query: wanted one scene folder alone, or meshes, pictures and words; got {', '.join(map(str, given))}")
+    for folder in (*folders, scene):
         if not (folder / "objects.json").is_file():
             raise FileNotFoundError(f"{folder}: no objects.json, so its objects are not known")
-    parts = [scene_query(folder, model, feature_root) for folder in (query, scene)]
-    sides = []
-    for part, modality, folder in zip(parts, (source, target), (query, scene), strict=True):
-        rows, known = model.network.embed_objects(make_batch([part], model))
-        if modality not in rows:
-            raise ValueError(f"{model.weight} embeds no {modality} of objects; it embeds {', '.join(rows)}")
-        chosen = np.flatnonzero(known[modality].cpu().numpy())
-        if not len(chosen):
-            raise ValueError(f"{folder}: none of its {len(known[modality])} objects has a {modality} embedding")
-        sides.append((rows[modality].float().cpu().numpy()[chosen], chosen))
-    (query_vectors, query_rows), (target_vectors, target_rows) = sides
-    first, second = parts[0].features, parts[1].features
-    centers = first.object_box[query_rows, :3].astype(np.float64) if source in HAS_PLACE else None
-    result = localize(query_vectors, target_vectors, centers, second.object_box[target_rows, :3].astype(np.float64), tolerance)
-    return FoundObjects(query, scene, source, target, first, second, query_rows, target_rows, result)
+    if folders:
+        first, kinds = scene_query(folders[0], model, feature_root), None
+    else:
+        features, kinds = read_objects_alone([str(each) for each in given], model.recipe, up)
+        first = Query("query", "scene", features=features)
+    query_vectors, query_rows = _embedded(first, kinds or source, str(given[0]), model)
+    second = scene_query(scene, model, feature_root)
+    target_vectors, target_rows = _embedded(second, target, str(scene), model)
+    placed = kinds is None and source in HAS_PLACE
+    centers = first.features.object_box[query_rows, :3].astype(np.float64) if placed else None
+    result = localize(query_vectors, target_vectors, centers, second.features.object_box[target_rows, :3].astype(np.float64), tolerance)
+    name = ", ".join(map(str, given))
+    modality = source if kinds is None else ", ".join(dict.fromkeys(kinds))
+    return FoundObjects(name, scene, modality, target, first.features, second.features, query_rows, target_rows, result)
+
+
+def _embedded(part: Query, modality: str | Sequence[str], name: str, model: RetrievalModel) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(unit rows, their numbers) of a scene's objects that are known in the modality, or each in its own of several."""
+    vectors, known = model.network.embed_objects(make_batch([part], model))
+    count = len(part.features)
+    wanted = [modality] * count if isinstance(modality, str) else list(modality)
+    for word in dict.fromkeys(wanted):
+        if word not in vectors:
+            raise ValueError(f"{model.weight} embeds no {word} of objects; it embeds {', '.join(vectors)}")
+    chosen = np.array([row for row, word in enumerate(wanted) if bool(known[word][row])], dtype=np.int64)
+    if not len(chosen):
+        raise ValueError(f"{name}: none of its {count} objects has a {modality} embedding")
+    return np.stack([vectors[wanted[row]][row].float().cpu().numpy() for row in chosen.tolist()]), chosen
 
 
 def describe_found(found: FoundObjects) -> str:
@@ -89,7 +116,7 @@ def describe_found(found: FoundObjects) -> str:
         here, there = f"{row['query_label']} {row['query_id']}", f"{row['label']} {row['id']}"
         lines.append(f"{here:<24}{there:<24}{row['score']:>6.3f}  {'yes' if row['aligned'] else 'no':<8}{place}")
     if found.result.motion is None:
-        lines.append("no two matches agree on where the query's scene lies in this one" if found.source in HAS_PLACE else "words tell no place: nothing is aligned")
+        lines.append(f"nothing is aligned: {found.why_not()}")
     else:
         angle = np.degrees(np.arctan2(found.result.motion[1, 0], found.result.motion[0, 0]))
         shift = found.result.motion[:3, 3]

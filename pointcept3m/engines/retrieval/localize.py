@@ -1,7 +1,7 @@
 """The objects of one scene found in another: matched in CrossOver's space, then laid over each other (Fig. 1).
 
-Source of the alignment: none; "brute-force alignment" is all that the paper says. Here every pair of matched objects proposes a
-turn about z and a shift, and the proposal that brings most matches together is refined on them.
+Source of the alignment: none; "brute-force alignment" is all that the paper says. Here every two objects with every two that they may
+be propose a turn about z and a shift, and the proposal that brings most of them together decides between things that look the same.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 0.4  # metres at which two centres count as together
-MAX_PAIRS = 4000  # proposals tried
+TOLERANCE = 0.6  # metres at which two centres count as together
+MAX_PROPOSALS = 6000
+MARGIN = 0.1  # cosine below an object's best match down to which it may be another
+MAX_CANDIDATES = 4  # of an object
+PULL = 0.3  # what lying together is worth, as a cosine
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,18 @@ class Match:
 
 @dataclass(frozen=True)
 class Localization:
-    """matches, best first · motion [4, 4]: the query scene's axes to the target's, None where fewer than two objects agree."""
+    """matches, best first · motion [4, 4]: the query scene's axes to the target's, None where too few objects agree on one."""
 
     matches: list[Match]
     motion: NDArray[np.float64] | None
 
     @property
     def inliers(self) -> int:
+        """How many matches the motion brings together."""
         return sum(match.inlier for match in self.matches)
 
 
-def assign(similarity: NDArray[np.float32]) -> list[tuple[int, int]]:
+def assign(similarity: NDArray) -> list[tuple[int, int]]:
     """One-to-one pairs (query row, target column) of a similarity [Q, T] that make its sum largest (the Hungarian method)."""
     from scipy.optimize import linear_sum_assignment
 
@@ -53,53 +57,89 @@ def localize(
 ) -> Localization:
     """Matches unit rows query [Q, D] with target [T, D] one to one, and aligns their centres [Q, 3], [T, 3] (metres).
 
-    query_center None: the query's objects have no common place (single CAD models): matches without a motion.
-    Raises: ValueError where one side has no object.
+    Where a motion is found, things that it brings together count as more alike by `PULL`: of several that look the same, each
+    object takes the one at its place. query_center None: the query's objects have no common place (single CAD models): matches without a motion.
+    Raises: ValueError where one side has no object, or the tolerance is no distance.
     """
     if not len(query) or not len(target):
         raise ValueError(f"nothing to match: {len(query)} objects in the query, {len(target)} in the scene, in these modalities")
-    similarity = query @ target.T
-    pairs = assign(similarity)
-    motion = None
-    if query_center is not None and len(pairs) >= 2:
-        a = np.asarray(query_center, dtype=np.float64)[[q for q, _ in pairs]]
-        b = np.asarray(target_center, dtype=np.float64)[[t for _, t in pairs]]
-        motion = align(a, b, similarity[tuple(zip(*pairs, strict=True))], tolerance)
-    matches = []
-    for q, t in pairs:
-        near = False
+    if not (np.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"--tolerance must be metres above 0, got {tolerance}")
+    similarity = np.asarray(query, dtype=np.float64) @ np.asarray(target, dtype=np.float64).T
+    pairs, motion = assign(similarity), None
+    near = np.zeros(similarity.shape, dtype=bool)
+    if query_center is not None:
+        a, b = np.asarray(query_center, dtype=np.float64), np.asarray(target_center, dtype=np.float64)
+        motion = align(a, b, similarity, tolerance)
         if motion is not None:
-            moved = motion[:3, :3] @ query_center[q] + motion[:3, 3]
-            near = bool(np.linalg.norm(moved - target_center[t]) <= tolerance)
-        matches.append(Match(q, t, float(similarity[q, t]), near))
-    return Localization(sorted(matches, key=lambda match: -match.score), motion)
+            near = _near(motion, a, b, tolerance)
+            pairs = assign(similarity + PULL * near)
+    matches = [Match(q, t, float(similarity[q, t]), bool(near[q, t])) for q, t in pairs]
+    return Localization(sorted(matches, key=lambda match: (-match.inlier, -match.score)), motion)
 
 
-def align(a: NDArray[np.float64], b: NDArray[np.float64], weight: NDArray, tolerance: float = TOLERANCE) -> NDArray[np.float64] | None:
-    """The turn about z and shift [4, 4] that brings most of the points a [K, 3] within `tolerance` of b [K, 3], None below two.
+def align(a: NDArray[np.float64], b: NDArray[np.float64], similarity: NDArray, tolerance: float = TOLERANCE) -> NDArray[np.float64] | None:
+    """The turn about z and shift [4, 4] that brings most of the points a [Q, 3] within `tolerance` of a likely one of b [T, 3].
 
-    Every two pairs whose distances agree propose one; equal numbers of points are told apart by the sum of `weight` [K].
+    Likely is what `similarity` [Q, T] says: up to `MAX_CANDIDATES` of each row, at most `MARGIN` below its best. None where fewer
+    than three agree, for any two do by chance (two, where there are no more).
     """
-    order = sorted(combinations(range(len(a)), 2), key=lambda pair: -(weight[pair[0]] + weight[pair[1]]))[:MAX_PAIRS]
-    best_score, best_rows = (1, -np.inf), None
+    likely = candidates(similarity)
+    pairs = np.argwhere(likely)
+    order = sorted(combinations(range(len(pairs)), 2), key=lambda two: -sum(similarity[tuple(pairs[row])] for row in two))
+    best_score, best_motion, tried = (0, -np.inf), None, 0
     for i, j in order:
-        da, db = (a[j] - a[i])[:2], (b[j] - b[i])[:2]
-        if np.hypot(*da) < 1e-6 or abs(np.hypot(*da) - np.hypot(*db)) > tolerance:
+        (q, t), (r, u) = pairs[i], pairs[j]
+        if q == r or t == u:
             continue
-        motion = _fit(a[[i, j]], b[[i, j]])
-        near = np.linalg.norm(a @ motion[:3, :3].T + motion[:3, 3] - b, axis=1) <= tolerance
-        score = (int(near.sum()), float(weight[near].sum()))
+        there, here = np.hypot(*(b[u] - b[t])[:2]), np.hypot(*(a[r] - a[q])[:2])
+        if here < 0.2 or abs(there - here) > tolerance:
+            continue
+        motion = _fit(a[[q, r]], b[[t, u]])
+        score = _score(motion, a, b, likely, similarity, tolerance)
         if score > best_score:
-            best_score, best_rows = score, near
-    if best_rows is None or best_rows.sum() < 2:
+            best_score, best_motion = score, motion
+        tried += 1
+        if tried == MAX_PROPOSALS:
+            break
+    if best_motion is None:
         return None
     for _ in range(3):
-        motion = _fit(a[best_rows], b[best_rows])
-        near = np.linalg.norm(a @ motion[:3, :3].T + motion[:3, 3] - b, axis=1) <= tolerance
-        if near.sum() < best_rows.sum():
+        rows = _together(best_motion, a, b, likely, similarity, tolerance)
+        if len(rows) < 2:
             break
-        best_rows = near
-    return _fit(a[best_rows], b[best_rows])
+        motion = _fit(a[[q for q, _ in rows]], b[[t for _, t in rows]])
+        score = _score(motion, a, b, likely, similarity, tolerance)
+        if score < best_score:
+            break
+        best_score, best_motion = score, motion
+    agree = len(_together(best_motion, a, b, likely, similarity, tolerance))
+    return best_motion if agree >= min(3, *similarity.shape) and agree >= 2 else None
+
+
+def candidates(similarity: NDArray) -> NDArray[np.bool_]:
+    """[Q, T] what each object may be: its best match, and up to `MAX_CANDIDATES` at most `MARGIN` below it."""
+    count = min(MAX_CANDIDATES, similarity.shape[1])
+    least = np.maximum(similarity.max(axis=1) - MARGIN, -np.sort(-similarity, axis=1)[:, count - 1])
+    return similarity >= least[:, None]
+
+
+def _near(motion: NDArray, a: NDArray, b: NDArray, tolerance: float) -> NDArray[np.bool_]:
+    moved = a @ motion[:3, :3].T + motion[:3, 3]
+    return np.linalg.norm(moved[:, None] - b[None], axis=2) <= tolerance
+
+
+def _score(motion: NDArray, a: NDArray, b: NDArray, likely: NDArray, similarity: NDArray, tolerance: float) -> tuple[int, float]:
+    """(objects brought near a likely one, counted once on both sides; the sum of their cosines)."""
+    both = _near(motion, a, b, tolerance) & likely
+    count = min(int(both.any(axis=1).sum()), int(both.any(axis=0).sum()))
+    return count, float(np.where(both, similarity, -np.inf).max(axis=1)[both.any(axis=1)].sum())
+
+
+def _together(motion: NDArray, a: NDArray, b: NDArray, likely: NDArray, similarity: NDArray, tolerance: float) -> list[tuple[int, int]]:
+    """One-to-one pairs that are likely and that the motion brings together."""
+    both = _near(motion, a, b, tolerance) & likely
+    return [(q, t) for q, t in assign(np.where(both, 2 + similarity, 0.0)) if both[q, t]]
 
 
 def _fit(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
