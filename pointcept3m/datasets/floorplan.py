@@ -57,7 +57,7 @@ def render_floorplan(
     for segment in walls:
         pen.line(segment, INK, WALL)
     for segment in windows:
-        pen.line(segment, PAPER, WALL)
+        pen.opening(segment)
         pen.line(segment, GLASS, WALL / 2)
     for segment in doors:
         pen.door(segment)
@@ -82,10 +82,14 @@ class _Pen:
         a, b = segment[0] - along * width / 2, segment[1] + along * width / 2
         self.draw.polygon(_pixels(self.plan, np.stack([a + side, b + side, b - side, a - side])), fill=color)
 
+    def opening(self, segment: NDArray) -> None:
+        """Paper instead of wall; a little wider, or a slanting wall would leave dots along its edges."""
+        self.line(segment, PAPER, 1.25 * WALL)
+
     def door(self, segment: NDArray) -> None:
         """An opening, its leaf open at a right angle, and the arc between."""
         hinge, end = segment
-        self.line(segment, PAPER, WALL)
+        self.opening(segment)
         angles = np.linspace(0, np.pi / 2, 17)
         x, y = end - hinge
         arc = hinge + np.stack([x * np.cos(angles) - y * np.sin(angles), x * np.sin(angles) + y * np.cos(angles)], axis=1)

@@ -13,6 +13,7 @@ from pointcept3m.datasets.rooms.texture import Palette
 FIXED = (*SHELL, "door", "window", "curtain", "picture", "radiator", "kitchen cabinet", "counter", "sink", "toilet", "bathtub", "refrigerator")
 MOVES, LEAVES, COMES = 0.35, 0.08, 0.5  # share of movable things that move, that leave; chance that one comes
 TRIES = 20
+DOORWAY = 0.8  # metres before a door that stay free
 
 
 @dataclass
@@ -67,8 +68,7 @@ def _move(room: Room, thing: RoomObject, rng: np.random.Generator) -> list[int]:
     """Shifts and turns a thing with what it carries to where it fits; the ids that moved, none where it fits nowhere."""
     group = _carried(room, thing)
     ids = {o.id for o in group}
-    others = [o.parts for o in room.objects if o.id not in ids and o.category not in SHELL]
-    others = np.concatenate(others) if others else np.zeros((0, 2, 3))
+    others = _taken(room, ids)
     pivot = thing.box.mean(axis=0)
     for _ in range(TRIES):
         angle = float(rng.choice([0.0, np.pi / 2, np.pi, -np.pi / 2], p=[0.4, 0.25, 0.1, 0.25])) + rng.normal(0, 0.1)
@@ -80,7 +80,7 @@ def _move(room: Room, thing: RoomObject, rng: np.random.Generator) -> list[int]:
         whole = np.concatenate(parts)
         low, high = whole[:, 0].min(axis=0), whole[:, 1].max(axis=0)
         corners = np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])])
-        if not room.contains(corners, 0.02).all() or (len(others) and parts_overlap(whole, others)):
+        if not room.contains(corners, 0.02).all() or parts_overlap(whole, others):
             continue
         for o, moved in zip(group, parts, strict=True):
             o.vertices = (o.vertices - pivot) @ turn.T + pivot + shift
@@ -88,6 +88,15 @@ def _move(room: Room, thing: RoomObject, rng: np.random.Generator) -> list[int]:
             o.parts = moved
         return [o.id for o in group]
     return []
+
+
+def _taken(room: Room, but: set[int]) -> np.ndarray:
+    """Boxes [P, 2, 3] where nothing can be put: all things except those with the ids `but`, and what doors swing through."""
+    boxes = [o.parts for o in room.objects if o.id not in but and o.category not in SHELL]
+    for door in (o for o in room.objects if o.category == "door"):
+        swing = door.box + DOORWAY * door.rotation[:, 1]
+        boxes.append(np.stack([np.minimum(door.box[0], swing[0]), np.maximum(door.box[1], swing[1])])[None])
+    return np.concatenate([np.zeros((0, 2, 3)), *boxes])
 
 
 def _turned_parts(parts: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -103,7 +112,7 @@ def _bring(room: Room, number: int, rng: np.random.Generator) -> None:
     shape = fu.FURNITURE[category](rng)
     low, high = shape.bounds()
     inner, outer = room.outline.min(axis=0), room.outline.max(axis=0)
-    others = np.concatenate([o.parts for o in room.objects if o.category not in SHELL])
+    others = _taken(room, set())
     for _ in range(TRIES):
         spot = np.array([*rng.uniform(inner, outer), 0.0])
         corners = np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])]) + spot[:2]
