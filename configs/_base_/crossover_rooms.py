@@ -18,7 +18,7 @@ _options_ = dict(
     backbone_out_channels=32,
     lr=2e-3,
     warmup=0.1,
-    epochs=dict(baseline=60, instance=60, scene=12, unified=60, joint=60),
+    epochs=dict(baseline=42, instance=42, scene=6, unified=30, joint=30),
     rounds=6,
 )
 
