@@ -1,9 +1,9 @@
 """The miniature of CrossOver's tables on generated rooms, over seeds.
 
-    python tools/preprocess/rooms.py --output-root data/rooms_places --places ...      (docs/crossover.md has the line)
-    python tools/preprocess/modalities.py --data-root data/rooms_places --split train val --recipe pocket
-    python tools/preprocess/chunks.py --data-root data/rooms_places
-    python benchmarks/study_crossover.py --data data/rooms_places --runs exp/study_crossover --seeds 0 1 2
+    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 80 --val 40 --modalities --rescans 1
+    python tools/preprocess/modalities.py --data-root data/rooms_modalities --split train val --recipe pocket
+    python tools/preprocess/chunks.py --data-root data/rooms_modalities
+    python benchmarks/study_crossover.py --data data/rooms_modalities --runs exp/study_crossover --seeds 0 1 2
 
 Trains every row and seed, a process a run, and writes means and spreads of the scores on val to
 benchmarks/results/crossover_rooms.json. A finished run is not repeated and one that was stopped is continued, so a stopped study

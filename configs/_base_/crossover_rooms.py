@@ -2,7 +2,7 @@
 
 _base_ = ["crossover.py"]
 _options_ = dict(
-    data_root="data/rooms",
+    data_root="data/rooms_modalities",
     recipe="pocket",
     widths=dict(object_image=112, object_point=128, object_cad=128, object_text=256, image_token=224, floorplan_token=224, text_token=256),
     cache=True,
