@@ -220,9 +220,9 @@ def _facing(boxes: _Boxes, k: int, same: list[int], rng: np.random.Generator) ->
             if view == other or boxes.gap[k, other] > 2.0:
                 continue
             for relation, sign in (("left", 1), ("right", -1)):
-                places = [sign * aside(boxes.center, i, other, view) for i in (k, *same)]
-                surely = (places[0][:, 0] >= np.maximum(0.4, np.abs(places[0][:, 1]))).all()
-                if surely and not any((place[:, 0] > 0).any() for place in places[1:]):
+                place = sign * aside(boxes.center, k, other, view)
+                surely = (place[:, 0] >= np.maximum(0.4, np.abs(place[:, 1]))).all()
+                if surely and not any((sign * aside(boxes.center, i, other, view)[:, 0] > 0).any() for i in same):
                     found.append(f"facing the {boxes.labels[view]}, the {boxes.labels[k]} {_phrase(boxes, relation, boxes.labels[other], rng)}")
     return found
 

@@ -153,6 +153,10 @@ def test_rescans_keep_ids_move_rigidly_and_enter_nothing():
             moved, gone, come = moved + len(new.moved), gone + len(before.keys() - after.keys()), come + len(after.keys() - before.keys())
             assert all(o.support < 0 or o.support in after for o in after.values())
             things = [o for o in after.values() if o.category not in SHELL]
+            doors = [(o.box, o.box + 0.75 * o.rotation[:, 1]) for o in things if o.category == "door"]
+            for i in new.moved:  # nothing was put where a door swings
+                low, high = after[i].parts[:, 0], after[i].parts[:, 1]
+                assert not any(((high > np.minimum(*swing)[0]) & (low < np.maximum(*swing)[1])).all(axis=1).any() for swing in doors)
             for k, a in enumerate(things):
                 assert new.room.contains(a.vertices[:, :2] * 0.999 + room.outline.mean(axis=0) * 0.001).mean() > 0.99
                 for b in things[k + 1 :]:
