@@ -7,7 +7,7 @@ _base_ = ["../_base_/crossover_rooms.py"]
 _options_ = dict(stage="instance")
 
 batch_size = 8
-epoch = 20
+epoch = 30
 eval_epoch = 1
 lr = 3e-3
 
@@ -15,17 +15,17 @@ model = dict(
     _delete_=True,
     type="CrossOver-ObjectX-v1m1",
     instance="{{ _base_.model }}",
-    gaussians=384,
-    width=64,
-    blocks=3,
-    max_objects=16,
+    gaussians=512,
+    width=128,
+    max_objects=48,
+    rendered=16,
     views=2,
     image_size=32,
 )
 optimizer = dict(_delete_=True, type="AdamW", lr=lr, weight_decay=0.01)
 scheduler = dict(type="OneCycleLR", max_lr=lr, pct_start=0.1)
 
-clouds = dict(type="ObjectCloudDataset", cloud_points=1024, min_points=100)
+clouds = dict(type="ObjectCloudDataset", cloud_points=2048, min_points=100)
 data = dict(train=dict(**clouds, views=1, referrals=1, max_objects=None), val=clouds, test=clouds)
 
 hooks = [

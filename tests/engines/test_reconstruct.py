@@ -21,7 +21,7 @@ INSTANCE = dict(
     type="CrossOver-instance-v1m1", widths={f"object_{name}": width for name, width in WIDTHS.items()}, dim=16,
     transformer=dict(heads=4, layers=1, feedforward=16),
 )  # fmt: skip
-SETTINGS = dict(instance=INSTANCE, gaussians=48, width=16, blocks=1, max_objects=6, views=1, image_size=16)
+SETTINGS = dict(instance=INSTANCE, gaussians=48, width=16, max_objects=6, rendered=3, views=1, image_size=16)
 
 
 def write_rooms(root, train=3, val=2):

@@ -169,7 +169,7 @@ def test_it_learns_and_its_weight_ranks(rooms, tmp_path):
     TRAINERS.build(dict(type="DefaultTrainer"), cfg=cfg).train()
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
     assert scores["test_floorplan_point_re-ranked_place_top1"] == 1 > scores["test_floorplan_point_first_stage_top1"]
-    assert "re-ranked" in (tmp_path / "run" / "result" / "rerank.txt").read_text()
+    assert "among which is the answer in 100.0 %" in (tmp_path / "run" / "result" / "rerank.txt").read_text()
     model = load_reranker(tmp_path / "run" / "model" / "model_last.pth")
     folders = sorted((rooms / "val").iterdir())[:3]
     found = [int(np.argmax(rerank(read_floorplan(folder), folders, model))) for folder in folders]

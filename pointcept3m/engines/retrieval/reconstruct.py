@@ -65,13 +65,10 @@ def gather_objects(model: ObjectDecoder, loader: Iterable[Mapping[str, Any]], ch
 
 
 class Judge:
-    """Compares shapes with an object's own points: pictures from VIEWS sides, and chamfer distance.
+    """Compares shapes with an object's own points: pictures from VIEWS sides, and chamfer distance."""
 
-    Everything has `count` points at most: clouds beside the decoder's Gaussians win nothing by having more of them.
-    """
-
-    def __init__(self, count: int, point_scale: float, size: int = 64):
-        self.count, self.point_scale, self.size = count, point_scale, size
+    def __init__(self, point_scale: float, size: int = 64):
+        self.point_scale, self.size = point_scale, size
         self.cameras = orbit(torch.arange(VIEWS) / VIEWS + 1 / 8, torch.full((VIEWS,), LIFT), size)
 
     def pictures(self, gaussians: Gaussians) -> Tensor:
@@ -79,8 +76,8 @@ class Judge:
         return render(gaussians, *self.cameras, self.size)[0]
 
     def ball(self, cloud: Tensor, color: Tensor) -> Gaussians:
-        """The first `count` of points [S, 3]; clouds are in random order."""
-        return balls(cloud[: self.count], color[: self.count], self.point_scale)
+        """Points [S, 3] as what is rendered."""
+        return balls(cloud, color, self.point_scale)
 
     def score(self, made: Gaussians, cloud: Tensor, wanted: Tensor) -> dict[str, float]:
         """psnr (dB, of all pixels of all pictures `wanted`) and chamfer (half sides of the object) of one shape."""
@@ -116,15 +113,14 @@ def compare(model: ObjectDecoder, train: Objects, test: Objects, size: int = 64,
 
     "decoded <m>": Gaussians of its embedding in m · "nearest <m>": points of the training object nearest in m · "class mean" and
     "mean": points drawn from training objects of its label (which is given away), of all · "own points": others of its own points,
-    the limit of what can be reached. Objects of a label that training lacks have no "class mean".
+    the limit of what can be reached. Clouds have S / 2 points each, the decoder its Gaussians. Objects of a label that training lacks have no "class mean".
     """
     device = next(model.parameters()).device
-    judge = Judge(len(model.query), model.point_scale, size)
-    means = mean_clouds(train, judge.count)
+    judge, half = Judge(model.point_scale, size), test.cloud.shape[1] // 2
+    means = mean_clouds(train, half)
     decoded = {m: _decode(model, rows, device) for m, rows in test.vectors.items()}
     near = {m: nearest(train, test, m) for m in test.vectors}
     found: dict[str, list[dict[str, float]]] = {}
-    half = test.cloud.shape[1] // 2
     for row, label in enumerate(test.labels):
         check_stop()
         cloud, color = test.cloud[row], test.color[row]
@@ -137,7 +133,7 @@ def compare(model: ObjectDecoder, train: Objects, test: Objects, size: int = 64,
             if test.known[m][row]:
                 ways[f"decoded {m}"] = decoded[m][row]
                 other = int(near[m][row])
-                ways[f"nearest {m}"] = judge.ball(train.cloud[other], train.color[other])
+                ways[f"nearest {m}"] = judge.ball(train.cloud[other, :half], train.color[other, :half])
         for way, made in ways.items():
             found.setdefault(way, []).append(judge.score(made, target, wanted))
     order = ["own points", *(f"{way} {m}" for way in ("decoded", "nearest") for m in test.vectors), "class mean", "mean"]
@@ -153,7 +149,7 @@ def storage(model: ObjectDecoder, points: Sequence[int]) -> dict[str, float]:
     embedding, cloud = 4.0 * model.instance.dim, float(np.mean(points)) * BYTES_OF_POINT
     decoder = 4.0 * sum(p.numel() for name, p in model.named_parameters() if not name.startswith("instance."))
     worth = decoder / (cloud - embedding) if cloud > embedding else float("inf")
-    return dict(embedding=embedding, gaussians=float(len(model.query) * BYTES_OF_GAUSSIAN), points=cloud, ratio=cloud / embedding, decoder=decoder, worth_from=worth)
+    return dict(embedding=embedding, gaussians=float(model.gaussians * BYTES_OF_GAUSSIAN), points=cloud, ratio=cloud / embedding, decoder=decoder, worth_from=worth)
 
 
 def text_table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -168,7 +164,7 @@ def sheet(model: ObjectDecoder, train: Objects, objects: Objects, size: int = 96
     """Columns for `pictures.save_side_by_side`: the object's points, decoded from each modality, the nearest training object by the
     first of them. What an object lacks is grey."""
     device = next(model.parameters()).device
-    judge = Judge(len(model.query), model.point_scale, size)
+    judge = Judge(model.point_scale, size)
 
     def picture(gaussians: Gaussians) -> np.ndarray:
         return (judge.pictures(gaussians)[0].clamp(0, 1) * 255).round().byte().numpy()

@@ -63,7 +63,7 @@ class ReconstructionTester(TesterBase):
         costs = reconstruct.storage(self.model, dataset.point_counts())
         self.protocol = (
             f"{len(test.labels)} of {len(every.labels)} test objects, {len(train.labels)} training objects for the baselines; "
-            f"{reconstruct.VIEWS} pictures of 64 x 64 each; chamfer in half sides of the object, of {len(self.model.query)} points or Gaussians each"
+            f"{reconstruct.VIEWS} pictures of 64 x 64 each; chamfer in half sides of the object; {self.model.gaussians} Gaussians, clouds of {test.cloud.shape[1] // 2} points"
         )
         if self.is_main:
             self._write(results, costs, train, test)

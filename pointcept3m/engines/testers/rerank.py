@@ -69,9 +69,10 @@ class RerankTester(TesterBase):
         second = rerank.all_scores(model, *tensors, check_stop).cpu().numpy()
         own, place = np.eye(len(names), dtype=bool), places[:, None] == places
         results = {"floorplan->point": self._ways(names, second, own, place), "point->floorplan": self._ways(names, second.T, own, place, back=True)}
-        self.protocol = f"{len(names)} scenes of {len(set(data.places))} places, the first {self.top} candidates are re-ranked" + (
-            ", every scan turned by an angle of its own" if self.turn else ""
-        )
+        self.protocol = f"{len(names)} scenes of {len(set(data.places))} places" + (", every scan turned by an angle of its own" if self.turn else "")
+        if self.first is not None:
+            limits = " and ".join(f"{ways['re-ranked']['limit'] * 100:.1f} %" for ways in results.values())
+            self.protocol += f"; the first {self.top} candidates are re-ranked, among which is the answer in {limits}"
         if self.is_main:
             table = rerank.text_table(results)
             write_json(self.save_path / "result" / "rerank.json", {"protocol": self.protocol, "scores": results})
@@ -90,7 +91,10 @@ class RerankTester(TesterBase):
             found = {"first stage": first.T if back else first} | found
             found["re-ranked"] = rerank.reorder(found["first stage"], second, self.top)
         order = [way for way in ("first stage", "re-ranked", "re-ranker alone") if way in found]
-        return {way: rerank.recall(found[way], own) | {"place_top1": rerank.recall(found[way], place, (1,))["top1"]} for way in order}
+        scores = {way: rerank.recall(found[way], own) | {"place_top1": rerank.recall(found[way], place, (1,))["top1"]} for way in order}
+        if self.first is not None:  # no re-ranking finds what is no candidate
+            scores["re-ranked"]["limit"] = rerank.recall(found["first stage"], own, (self.top,))[f"top{self.top}"]
+        return scores
 
 
 def first_stage(embeddings: SceneEmbeddings, names: Sequence[str]) -> NDArray[np.float64]:

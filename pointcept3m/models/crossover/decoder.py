@@ -39,12 +39,13 @@ class ObjectGaussians(NamedTuple):
 class ObjectDecoder(nn.Module):
     """Embeddings of CrossOver's object level, frozen, decoded to Gaussians.
 
-    G learned queries are each moved by the embedding (scale and shift of every block, as FiLM does), and decoded alone: no
-    attention, so time and memory are linear in G.
+    A perceptron gives all G Gaussians of an object at once, so that each learns its own place, as in point set generation; decoders
+    that share their weights among Gaussians and tell them apart by learned queries learned far slower here.
 
     instance: config of the frozen model; its weights come through a CheckpointLoader with part="instance".
     modalities: those that are decoded; an object is taught from one of those it has, drawn anew in every step.
-    gaussians: G. width, blocks: of the decoder. max_objects: so many objects of a batch are drawn for a step.
+    gaussians: G. width: of the decoder's two hidden layers. max_objects: so many objects of a batch are drawn for a step, of which
+        `rendered` are drawn as pictures too.
     views, image_size: pictures of each object that are compared, and their side. point_scale: standard deviation of a point of the
         target when it is drawn, in half sides of the object.
     chamfer_weight, image_weight, mask_weight: of the three losses. noise: of the embedding while training, as a share of its length.
@@ -56,13 +57,13 @@ class ObjectDecoder(nn.Module):
         self,
         instance: Mapping[str, Any],
         modalities: tuple[str, ...] | None = None,
-        gaussians: int = 384,
-        width: int = 64,
-        blocks: int = 3,
-        max_objects: int = 16,
+        gaussians: int = 512,
+        width: int = 128,
+        max_objects: int = 48,
+        rendered: int = 16,
         views: int = 2,
         image_size: int = 32,
-        point_scale: float = 0.04,
+        point_scale: float = 0.05,
         chamfer_weight: float = 1.0,
         image_weight: float = 1.0,
         mask_weight: float = 0.5,
@@ -78,22 +79,18 @@ class ObjectDecoder(nn.Module):
             if name not in there:
                 raise ValueError(f"CrossOver-ObjectX: no modality {name!r} in the object level; {near_names(name, there)}")
         self.modalities = tuple(modalities or there)
-        self.max_objects, self.views, self.image_size, self.point_scale, self.noise = max_objects, views, image_size, point_scale, noise
+        self.gaussians, self.max_objects, self.rendered = gaussians, max_objects, rendered
+        self.views, self.image_size, self.point_scale, self.noise = views, image_size, point_scale, noise
         self.weights = dict(chamfer=chamfer_weight, image=image_weight, mask=mask_weight)
-        self.query = nn.Parameter(torch.randn(gaussians, width))
-        self.anchor = nn.Parameter((torch.rand(gaussians, 3) * 2 - 1) * 0.8)
-        self.latent = nn.Sequential(nn.Linear(self.instance.dim, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width), nn.GELU())
-        self.film = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in range(blocks))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(blocks))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(blocks))
-        self.out = nn.Linear(width, 3 + 4 + 3 + 1 + 3)
-        self._start()
-
-    def _start(self) -> None:
-        """Small grey balls at the anchors: wide enough to be seen, so that all of them have a gradient."""
-        with torch.no_grad():
-            self.out.weight.mul_(0.1)
-            self.out.bias.copy_(torch.tensor([0.0] * 3 + [1.0, 0.0, 0.0, 0.0] + [math.log(0.08)] * 3 + [0.5] + [0.0] * 3))
+        self.anchor = nn.Parameter((torch.rand(gaussians, 3) * 2 - 1) * 0.7)
+        self.layers = nn.Sequential(
+            nn.Linear(self.instance.dim, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(),
+            nn.Linear(width, gaussians * 14),
+        )  # fmt: skip
+        with torch.no_grad():  # grey balls at the anchors, wide enough to be seen, so that all of them have a gradient
+            self.layers[-1].weight.mul_(0.1)
+            start = torch.tensor([0.0] * 3 + [1.0, 0.0, 0.0, 0.0] + [math.log(0.06)] * 3 + [1.0] + [0.0] * 3)
+            self.layers[-1].bias.copy_(start.repeat(gaussians))
 
     def train(self, mode: bool = True) -> "ObjectDecoder":
         super().train(mode)
@@ -108,12 +105,7 @@ class ObjectDecoder(nn.Module):
 
     def decode(self, embedding: Tensor) -> ObjectGaussians:
         """Gaussians of unit rows [E, D]."""
-        latent = self.latent(embedding.float())
-        h = self.query.expand(len(latent), -1, -1)
-        for film, block, norm in zip(self.film, self.blocks, self.norms, strict=True):
-            scale, shift = film(latent)[:, None].chunk(2, dim=-1)
-            h = h + block(norm(h) * (1 + scale) + shift)
-        offset, quat, scale, opacity, color = self.out(h).split([3, 4, 3, 1, 3], dim=-1)
+        offset, quat, scale, opacity, color = self.layers(embedding.float()).unflatten(1, (-1, 14)).split([3, 4, 3, 1, 3], dim=-1)
         return ObjectGaussians(
             self.anchor + offset, F.normalize(quat, dim=-1), scale.clamp(-6, 0).exp(), torch.sigmoid(opacity).squeeze(-1), torch.sigmoid(color)
         )
@@ -128,8 +120,8 @@ class ObjectDecoder(nn.Module):
         embedding, rows = self.draw(batch)
         cloud, color = batch["object_cloud"][rows], batch["object_cloud_color"][rows]
         made = self.decode(embedding)
-        losses = {"chamfer": chamfer(made.means, cloud[:, : made.means.shape[1]]).mean() if len(rows) else made.means.sum() * 0}
-        losses["image"], losses["mask"] = self.compare(made, cloud, color)
+        losses = {"chamfer": chamfer(made.means, cloud[:, : self.gaussians]).mean() if len(rows) else made.means.sum() * 0}
+        losses["image"], losses["mask"] = self.compare(made, cloud[: self.rendered], color[: self.rendered])
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"loss": total, **{f"{name}_loss": loss.detach() for name, loss in losses.items()}}
 
@@ -148,9 +140,10 @@ class ObjectDecoder(nn.Module):
         return F.normalize(noisy, dim=-1), rows
 
     def compare(self, made: ObjectGaussians, cloud: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean L1 of pictures, of masks) against the points drawn as small balls, from views around; random ones while training."""
+        """(mean L1 of pictures, of masks) of the first objects against their points drawn as small balls, from
+        views around; random ones while training."""
         image, mask = [made.colors.sum() * 0], [made.opacities.sum() * 0]
-        for row, gaussians in enumerate(made.each()):
+        for row, gaussians in enumerate(ObjectGaussians(*(value[: len(cloud)] for value in made)).each()):
             turns = torch.rand(self.views) if self.training else torch.arange(self.views) / self.views
             lifts = torch.rand(self.views) * 0.9 - 0.1 if self.training else torch.full((self.views,), 0.4)
             cameras = orbit(turns, lifts, self.image_size, cloud.device)
@@ -168,9 +161,15 @@ def _note_weights(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
     """[E]: the mean distance from each of a [E, P, 3] to the nearest of b [E, Q, 3], and back, averaged; unit of the points."""
-    square = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None] - 2 * a @ b.transpose(1, 2)
-    distance = square.clamp(min=1e-8).sqrt()
-    return (distance.amin(2).mean(1) + distance.amin(1).mean(1)) / 2
+    with torch.no_grad():
+        square = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None] - 2 * a @ b.transpose(1, 2)
+        of_a, of_b = square.argmin(2), square.argmin(1)
+    there, back = a - ops.gather_coo(b, of_a), ops.gather_coo(a, of_b) - b  # points taken several times: gradients are added in one order
+    return (_length(there).mean(1) + _length(back).mean(1)) / 2
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return (vectors.square().sum(-1) + 1e-12).sqrt()
 
 
 def balls(coord: Tensor, color: Tensor, scale: float) -> Gaussians:
