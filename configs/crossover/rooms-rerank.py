@@ -9,7 +9,7 @@
 
 _base_ = ["../_base_/default_runtime.py"]
 
-data_root = "data/rooms"
+data_root = "data/rooms_modalities"
 first_stage = None
 size, cell = 64, 0.15  # cells and metres of a raster: rooms up to 9.6 m
 
