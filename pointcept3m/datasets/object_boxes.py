@@ -69,6 +69,42 @@ def inside_obb(points: NDArray, centroid: NDArray, lengths: NDArray, axes: NDArr
     return (np.abs((np.asarray(points, np.float64) - centroid) @ axes.T) <= lengths / 2).all(axis=1)
 
 
+def box_iou(one: Box, other: Box) -> float:
+    """The volume that two upright boxes share over that which they take together, 0 to 1."""
+    rise = min(one[0][2] + one[1][2] / 2, other[0][2] + other[1][2] / 2) - max(one[0][2] - one[1][2] / 2, other[0][2] - other[1][2] / 2)
+    if rise <= 0:
+        return 0.0
+    shape = _footprint(one)
+    for start, end in zip(corners := _footprint(other), np.roll(corners, -1, axis=0), strict=True):
+        shape = _left_of(shape, start, end)
+        if len(shape) < 3:
+            return 0.0
+    x, y = shape.T
+    shared = rise * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return shared / (float(np.prod(one[1])) + float(np.prod(other[1])) - shared)
+
+
+def _footprint(box: Box) -> NDArray[np.float64]:
+    """The corners [4, 2] of a box from above, counterclockwise."""
+    (x, y, _), (length, width, _), heading = box
+    signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
+    cos, sin = np.cos(heading), np.sin(heading)
+    return np.array([x, y]) + signs * (length, width) @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _left_of(shape: NDArray, start: NDArray, end: NDArray) -> NDArray[np.float64]:
+    """What of a convex polygon [P, 2] lies left of the line from start to end."""
+    along = end - start
+    side = along[0] * (shape[:, 1] - start[1]) - along[1] * (shape[:, 0] - start[0])
+    kept: list[NDArray] = []
+    for here, there, a, b in zip(shape, np.roll(shape, -1, axis=0), side, np.roll(side, -1), strict=True):
+        if a >= 0:
+            kept.append(here)
+        if (a > 0) != (b > 0) and a != b:
+            kept.append(here + (there - here) * (a / (a - b)))
+    return np.array(kept).reshape(-1, 2)
+
+
 def _hull(points: NDArray) -> NDArray[np.float64]:
     """The corners of the convex hull of points [P, 2] in order; its two ends where they lie on a line."""
     from scipy.spatial import ConvexHull, QhullError

@@ -157,8 +157,10 @@ def is_shell(label: str) -> bool:
     return re.sub(r"\s*/?\s*other ?room$", "", label) in SHELL
 
 
-def objects_of_points(coord: NDArray, instance: NDArray, labels: Mapping[int, str], report: SceneReport) -> list[SceneObject]:
-    """An object for each id of `labels` that bounds no room and has points; its box is the least upright one around them.
+def objects_of_points(coord: NDArray, instance: NDArray, labels: Mapping[int, str], report: SceneReport,
+                      heading: float | None = None) -> list[SceneObject]:  # fmt: skip
+    """An object for each id of `labels` that bounds no room and has points; its box is the least upright one around them, or that
+    turned by `heading`.
 
     What does not match is noted: ids without a point, ids of points without a label.
     """
@@ -171,8 +173,7 @@ def objects_of_points(coord: NDArray, instance: NDArray, labels: Mapping[int, st
     found = []
     for number in sorted(points):
         if number in labels and not is_shell(labels[number]):
-            center, size, heading = upright_box(points[number])
-            found.append(SceneObject(number, labels[number], center, size, heading))
+            found.append(SceneObject(number, labels[number], *upright_box(points[number], heading)))
     return found
 
 

@@ -376,11 +376,15 @@ def _color_pixels(sens: SensReader, label_size: tuple[int, int], intrinsic_color
 
 
 class LabelImages:
-    """ScanNet's filtered 2D labels of a scene, from the folder label-filt/ or from its zip, by the frame's own number."""
+    """ScanNet's filtered 2D labels of a scene, from the folder label-filt/ or from its zip, by the frame's own number.
 
-    def __init__(self, folder: Path):
-        self.folder = folder / "label-filt"
-        self.path = folder / f"{folder.name}_2d-label-filt.zip"
+    kind: of the pictures, label-filt or instance-filt.
+    """
+
+    def __init__(self, folder: Path, kind: str = "label-filt"):
+        self.kind = kind
+        self.folder = next((folder / part / kind for part in ("", "data") if (folder / part / kind).is_dir()), folder / kind)
+        self.path = folder / f"{folder.name}_2d-{kind}.zip"
         self.archive: zipfile.ZipFile | None = None
         if not self.folder.is_dir() and self.path.is_file():
             try:
@@ -405,7 +409,7 @@ class LabelImages:
         from PIL import Image
 
         if self.archive:
-            name = f"label-filt/{index}.png"
+            name = f"{self.kind}/{index}.png"
             if name not in self.archive.NameToInfo:
                 raise FileNotFoundError(f"{self.path}: has no {name}")
             source, where = self.archive.open(name), f"{self.path}: {name}"

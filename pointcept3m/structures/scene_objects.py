@@ -69,17 +69,22 @@ class SceneFacts:
 @dataclass(frozen=True)
 class Floorplan:
     """A plan from above: image uint8 [H, W, 3], north (+y) up · metres_per_pixel · (left, top): x and y, in metres, of the
-    upper left corner of the first pixel. A plan of unknown scale has metres_per_pixel None."""
+    upper left corner of the first pixel · heading: how far the plan's axes are turned about z against the scene's, radians;
+    x, y, left and top are in the plan's own. A plan of unknown scale has metres_per_pixel None."""
 
     image: NDArray[np.uint8]
     metres_per_pixel: float | None = None
     left: float = 0.0
     top: float = 0.0
+    heading: float = 0.0
 
     def pixel(self, xy: NDArray) -> NDArray[np.float64]:
-        """(column, row) [N, 2], centre of the first pixel at 0.5, of points xy [N, 2] in metres."""
+        """(column, row) [N, 2], centre of the first pixel at 0.5, of points xy [N, 2] in metres, in the scene's axes."""
         if self.metres_per_pixel is None:
             raise ValueError("this floorplan has no scale (metres_per_pixel), so no point has a place on it")
+        if self.heading:
+            cos, sin = np.cos(self.heading), np.sin(self.heading)
+            xy = np.asarray(xy) @ np.array([[cos, -sin], [sin, cos]])
         return np.stack([xy[:, 0] - self.left, self.top - xy[:, 1]], axis=1) / self.metres_per_pixel
 
 
@@ -143,7 +148,8 @@ def write_floorplan(root: str | Path, plan: Floorplan) -> None:
     with replacing(root / "floorplan.png") as part:
         Image.fromarray(plan.image).save(part, format="PNG")
     if plan.metres_per_pixel is not None:
-        _write_json(root / "floorplan.json", {"metres_per_pixel": plan.metres_per_pixel, "left": plan.left, "top": plan.top})
+        told = {"metres_per_pixel": plan.metres_per_pixel, "left": plan.left, "top": plan.top}
+        _write_json(root / "floorplan.json", told | ({"heading": plan.heading} if plan.heading else {}))
 
 
 def read_floorplan(root: str | Path) -> Floorplan | None:
@@ -157,9 +163,9 @@ def read_floorplan(root: str | Path) -> Floorplan | None:
     if not told.is_file():
         return Floorplan(image)
     entry = _read_json(told)
-    values = [entry.get(key) for key in ("metres_per_pixel", "left", "top")]
+    values = [entry.get(key) for key in ("metres_per_pixel", "left", "top")] + [entry.get("heading", 0.0)]
     if not all(_is_number(value) for value in values) or values[0] <= 0:
-        raise ValueError(f"{told}: wanted metres_per_pixel > 0, left and top, got {entry}")
+        raise ValueError(f"{told}: wanted metres_per_pixel > 0, left and top (and heading), got {entry}")
     return Floorplan(image, *(float(value) for value in values))
 
 
