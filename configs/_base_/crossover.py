@@ -31,6 +31,7 @@ floorplan = "token"
 cad_location = False
 transformer = dict(heads=12, layers=4, feedforward=2048, dropout=0.1)
 head_dropout = 0.0
+standardize = False  # frozen features, before anything is trained on them (ours)
 loss_weights = "learned"  # Eq. 3
 # The paper's sparse residual network with a map of full resolution.
 backbone = dict(type="MinkUNet34C", in_channels=3, out_channels=0)
@@ -114,6 +115,7 @@ instance = dict(
     pairs=pairs,
     dropout=head_dropout,
     loss=object_loss,
+    standardize=standardize,
     **({} if stage == "baseline" else dict(transformer=transformer, cad_location=cad_location)),
 )
 model = (
@@ -131,6 +133,7 @@ model = (
         loss=scene_loss,
         loss_weights=loss_weights,
         floorplan=floorplan,
+        standardize=standardize,
     )
 )
 

@@ -10,6 +10,7 @@ _options_ = dict(
     thin=0.1,
     dim=128,
     head_dropout=0.2,
+    standardize=True,
     turn_boxes=True,
     transformer=dict(heads=8, layers=2, feedforward=256, dropout=0.1),
     backbone=dict(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pointcept3m.models.builder import MODELS
 from pointcept3m.models.crossover.layers import (
     ProjectionHead,
+    Standardize,
     choose_pairs,
     rows_of,
     scene_means,
@@ -32,7 +33,7 @@ class CrossOverBaseline(nn.Module):
     widths: widths of the frozen features: object_image, object_point, object_cad, object_text.
     dim: width of the common space (768). hidden: units of the heads, by modality; by default half of the width.
     base, pairs: Eq. 1 aligns every modality with `base`; pairs="all" aligns all of them, or a list of pairs.
-    loss: options of `ContrastiveLoss`.
+    loss: options of `ContrastiveLoss`. standardize: puts `Standardize` before heads and transformer (ours; the paper has none).
 
     Modalities that take part are those that `widths` gives a width to.
 
@@ -50,6 +51,7 @@ class CrossOverBaseline(nn.Module):
         hidden: Mapping[str, int] | None = None,
         dropout: float = 0.0,
         loss: Mapping[str, Any] | None = None,
+        standardize: bool = False,
     ):
         super().__init__()
         self.modalities = tuple(name for name in OBJECT_MODALITIES if widths.get(f"object_{name}"))
@@ -59,6 +61,7 @@ class CrossOverBaseline(nn.Module):
         self.dim, self.pairs = dim, choose_pairs(pairs, base, self.modalities)
         hidden = hidden or {}
         self.heads = nn.ModuleDict({name: ProjectionHead(width, dim, hidden.get(name), dropout) for name, width in self.widths.items()})
+        self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in self.widths.items()}) if standardize else None
         self.loss = ContrastiveLoss(**(loss or {}))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -86,7 +89,8 @@ class CrossOverBaseline(nn.Module):
 
     def tokens(self, name: str, batch: Mapping[str, Any], known: Tensor) -> Tensor:
         """What the head of a modality sees [O, width]."""
-        return rows_of(batch, f"object_{name}", self.widths[name])
+        rows = rows_of(batch, f"object_{name}", self.widths[name])
+        return rows if self.standardize is None else self.standardize[name](rows, known)
 
     def embed_objects(self, batch: Mapping[str, Any]) -> Embedding:
         """(unit rows float32 [O, dim], zeros where not known; bool [O]) by modality."""

@@ -33,6 +33,27 @@ class ProjectionHead(nn.Sequential):
         return F.normalize(super().forward(x).float(), dim=-1)
 
 
+class Standardize(nn.BatchNorm1d):
+    """Frozen features less their mean over what was trained on, divided by their spread; learns nothing, and lives in the weights.
+
+    Encoders put much of a vector's length into what all pictures share. Batches of training are standardised by themselves, as
+    batch normalisation does, tests by the mean over all of them.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, affine=False, momentum=None)
+
+    def forward(self, rows: Tensor, known: Tensor | None = None) -> Tensor:
+        """rows [R, width], known bool [R] -> the same, zeros where not known; fewer than two rows go by the mean so far."""
+        known = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if known is None else known
+        index = torch.nonzero(known).flatten()
+        if self.training and len(index) > 1:
+            made = super().forward(rows[index])
+        else:
+            made = F.batch_norm(rows[index], self.running_mean, self.running_var, eps=self.eps)
+        return torch.zeros_like(rows).index_put((index,), made.to(rows.dtype))
+
+
 def choose_pairs(pairs: str | Sequence[Sequence[str]], base: str, modalities: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The pairs of modalities that a loss aligns: "base" (Eq. 1: `base` with every other), "all", or those that are listed.
 

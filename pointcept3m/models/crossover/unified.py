@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from pointcept3m.models.builder import MODELS
 from pointcept3m.models.crossover.instance import CrossOverBaseline, Embedding
-from pointcept3m.models.crossover.layers import ProjectionHead, rows_of, scene_means, share_of, touch, unit, width_of
+from pointcept3m.models.crossover.layers import (
+    ProjectionHead,
+    Standardize,
+    rows_of,
+    scene_means,
+    share_of,
+    touch,
+    unit,
+    width_of,
+)
 from pointcept3m.models.crossover.losses import ContrastiveLoss
 from pointcept3m.models.crossover.scene import SceneFusion
 from pointcept3m.models.heads.segmentor import features_of
@@ -80,6 +89,7 @@ class CrossOver(nn.Module):
     freeze_instance: the object level stays as it is, in eval mode; by default in all stages but "joint".
     fusion: options of `SceneFusion`. loss: options of `ContrastiveLoss`.
     loss_weights: "learned" (Eq. 3: alpha, beta and gamma are learnable; see `LossWeights`) or "fixed", all 1 (the release).
+    standardize: puts `Standardize` before the encoders of tokens, images and floorplans each by their own mean (ours).
     floorplan: "token" (the paper) or "cls" (the release: its CLS token skips the MLP).
 
     Within a batch each scene's embedding is its own; scenes may lack any modality.
@@ -100,6 +110,7 @@ class CrossOver(nn.Module):
         loss: Mapping[str, Any] | None = None,
         loss_weights: str = "learned",
         floorplan: str = "token",
+        standardize: bool = False,
     ):
         super().__init__()
         if stage not in STAGES:
@@ -125,6 +136,8 @@ class CrossOver(nn.Module):
         self.text_width = width_of(widths, "text_token") if widths.get("text_token") else 0
         self.image_encoder = ImageEncoder(self.image_width, dim) if self.image_width else None
         self.text_encoder = ProjectionHead(self.text_width, dim) if self.text_width else None
+        tokens = {"image": self.image_width, "floorplan": self.image_width, "text": self.text_width}
+        self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in tokens.items() if width}) if standardize else None
         self.backbone = MODELS.build(backbone) if backbone else None
         self.point_head = None
         if self.backbone is not None:
@@ -203,14 +216,18 @@ class CrossOver(nn.Module):
     def encode(self, batch: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         """(modality, (unit rows [B, dim], bool [B])) of every scene encoder (Sec. 3.3)."""
         if self.image_encoder is not None:
-            yield "image", self.image_encoder(rows_of(batch, "image_token", self.image_width), batch["image_offset"])
-            tokens, offset = rows_of(batch, "floorplan_token", self.image_width), batch["floorplan_offset"]
+            yield "image", self.image_encoder(self._tokens(batch, "image", self.image_width), batch["image_offset"])
+            tokens, offset = self._tokens(batch, "floorplan", self.image_width), batch["floorplan_offset"]
             yield "floorplan", self.image_encoder(tokens, offset) if self.floorplan == "token" else self.image_encoder.of_cls(tokens, offset)
         if self.text_encoder is not None:
-            mean, known = scene_means(rows_of(batch, "text_token", self.text_width), batch["text_offset"])
+            mean, known = scene_means(self._tokens(batch, "text", self.text_width), batch["text_offset"])
             yield "text", (self.text_encoder(mean), known)
         if self.point_head is not None:
             yield "point", self._points(batch)
+
+    def _tokens(self, batch: Mapping[str, Any], name: str, width: int) -> Tensor:
+        rows = rows_of(batch, f"{name}_token", width)
+        return rows if self.standardize is None else self.standardize[name](rows)
 
     def _points(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(unit rows [B, dim], bool [B]) of the clouds; the backbone sees the scenes that have points, and no others."""

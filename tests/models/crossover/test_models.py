@@ -319,3 +319,21 @@ def test_wrong_input_is_named(batch):
         crossover()({key: value for key, value in batch.items() if key != "object_cad"})
     with pytest.raises(ValueError, match="two modalities to be aligned"):
         build_model(dict(type="CrossOver-baseline-v1m1", widths=dict(object_image=4)))
+
+
+def test_standardised_features_have_no_common_mean_and_keep_their_masks():
+    from pointcept3m.models.crossover.layers import Standardize
+
+    layer = Standardize(4)
+    rows, known = torch.randn(50, 4) * torch.tensor([1.0, 2, 3, 4]) + 10, torch.rand(50) > 0.3
+    made = layer(rows * known[:, None], known)
+    assert torch.allclose(made[known].mean(0), torch.zeros(4), atol=1e-5) and torch.allclose(made[known].std(0), torch.ones(4), atol=0.05)
+    assert torch.equal(made[~known], torch.zeros_like(made[~known]))
+    layer.eval()
+    assert torch.allclose(layer(rows[known])[:3], layer(rows[known][:3]))  # in a test each row is its own
+    assert torch.allclose(layer(rows[known]), made[known], atol=0.1) and layer(rows[:0]).shape == (0, 4)
+    model = crossover(standardize=True, instance={**INSTANCE, "standardize": True}).train()
+    for _ in range(3):
+        model(make_batch())["loss"].backward()
+    vectors, known = model.eval().embed_scenes(make_batch())
+    assert all(torch.allclose(vectors[name].norm(dim=1), known[name].float(), atol=1e-5) for name in vectors)
