@@ -51,9 +51,9 @@ class ExactIndex:
             chosen = np.flatnonzero(allowed)
             rows, scores = best(self.vectors[chosen] @ query, count)
             return chosen[rows], scores
-        scores = self.vectors @ query
-        scores[~allowed] = -np.inf
-        return best(scores, min(count, number))
+        chosen = np.flatnonzero(allowed)
+        rows, scores = best((self.vectors @ query)[chosen], count)
+        return chosen[rows], scores
 
 
 def best(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
