@@ -5,7 +5,7 @@
         <video>_frames/lowres_wide/<video>_<time>.png, lowres_depth/, lowres_wide_intrinsics/<video>_<time>.pincam, lowres_wide.traj
     3dod_train_val_splits.csv   in raw_root, raw_root/files or raw_root/threedod: video_id, visit_id, fold
 
-Videos of one visit show one place; the first of them in the table is the reference. How their axes lie to each other is not
+Videos of one visit show one place; the first of them in the table (of the same split) is the reference. How their axes lie to each other is not
 published. The i-th box of an annotation has id i + 1, as SceneVerse's referrals count. A point in several boxes belongs to the
 smallest: a pillow's, not the bed's (SceneVerse and CrossOver take the last in the file). Trajectories are world->camera.
 """
@@ -47,11 +47,10 @@ SAME_TIME = 0.005  # seconds between a picture and its pose or camera, as ARKitS
 
 
 class Visit(NamedTuple):
-    """What the table says of a video: its split, place, and the first video of that place."""
+    """What the table says of a video: its split and place."""
 
     split: str
     place: str
-    first: str
 
 
 def read_visits(path: Path) -> dict[str, Visit]:
@@ -62,15 +61,13 @@ def read_visits(path: Path) -> dict[str, Visit]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, the table of videos, visits and folds in ARKitScenes' repository; {near_files(path)}")
     found: dict[str, Visit] = {}
-    first: dict[str, str] = {}
     with open(path, newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream)
         for row in rows:
             video, visit, fold = (row.get(key) or "" for key in ("video_id", "visit_id", "fold"))
             if not video or fold not in FOLDS:
                 raise ValueError(f"{path}, line {rows.line_num}: wanted video_id, visit_id and fold ({', '.join(FOLDS)}), got {dict(row)}")
-            place = visit if visit not in ("", "NA") else video
-            found[video] = Visit(FOLDS[fold], place, first.setdefault(place, video))
+            found[video] = Visit(FOLDS[fold], visit if visit not in ("", "NA") else video)
     return found
 
 
@@ -89,18 +86,24 @@ def jobs_of(raw_root: str | Path, output_root: str | Path, splits: Sequence[str]
     if not there:
         raise FileNotFoundError(f"{raw_root}: wanted 3dod/Training/<video>, Training/<video> or scans/<video> there, of videos in {table.name}")
     referrals = referrals_of(settings.referrals)
+    split_of = listed if listed else {video: visit.split for video, visit in visits.items()}
+    first: dict[tuple[str, str], str] = {}  # one visit of the official table is in both folds: each has a reference of its own
+    for video, visit in visits.items():
+        if video in split_of:
+            first.setdefault((visit.place, split_of[video]), video)
     jobs = []
     for path in there:
-        split = listed.get(path.name) if listed else visits[path.name].split
+        place, split = visits[path.name].place, split_of.get(path.name, "")
         if split in splits:
-            jobs.append(Job(output_root / split / path.name, (path, visits[path.name], referrals.get(path.name, []))))
+            jobs.append(Job(output_root / split / path.name, (path, place, first[place, split], referrals.get(path.name, []))))
     if not jobs:
         raise ValueError(f"{raw_root}: none of its {len(there)} videos is of the splits {', '.join(splits)}")
     return jobs
 
 
-def fill_video(folder: Path, report: SceneReport, settings: ObjectSettings, raw: Path, visit: Visit, referrals: Sequence[tuple[int, str]]) -> None:
-    """Writes one video. Raises: whatever makes it unreadable, naming the file."""
+def fill_video(folder: Path, report: SceneReport, settings: ObjectSettings, raw: Path, place: str, first: str,
+               referrals: Sequence[tuple[int, str]]) -> None:  # fmt: skip
+    """Writes one video of a place whose reference is `first`. Raises: whatever makes it unreadable, naming the file."""
     mesh = read_ply(raw / f"{raw.name}_3dod_mesh.ply")
     objects, instance = read_objects_of(raw / f"{raw.name}_3dod_annotation.json", mesh.coord, report)
     arrays = {"coord": mesh.coord, "color": mesh.color, "normal": vertex_normals(mesh.coord, mesh.faces), "instance": instance}
@@ -110,7 +113,7 @@ def fill_video(folder: Path, report: SceneReport, settings: ObjectSettings, raw:
     else:
         report.note("videos without an annotated object")
         write_objects(folder, [])
-    write_facts(folder, SceneFacts(visit.place, "", None if visit.first == raw.name else visit.first, None, [], "arkitscenes"))
+    write_facts(folder, SceneFacts(place, "", None if first == raw.name else first, None, [], "arkitscenes"))
     if settings.frame_stride:
         caster = mesh_of_objects(mesh.coord, mesh.faces, instance, objects, report) if settings.masks else None
         write_frames(folder, report, frames_of(raw / f"{raw.name}_frames", raw.name, settings, report), settings, caster)
