@@ -104,7 +104,7 @@ def _embedded(part: Query, modality: str | Sequence[str], name: str, model: Retr
             raise ValueError(f"{model.weight} embeds no {word} of objects; it embeds {', '.join(vectors)}")
     chosen = np.array([row for row, word in enumerate(wanted) if bool(known[word][row])], dtype=np.int64)
     if not len(chosen):
-        raise ValueError(f"{name}: none of its {count} objects has a {modality} embedding")
+        raise ValueError(f"{name}: none of its {count} objects is known by {modality}")
     return np.stack([vectors[wanted[row]][row].float().cpu().numpy() for row in chosen.tolist()]), chosen
 
 
