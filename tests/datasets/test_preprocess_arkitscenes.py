@@ -27,7 +27,8 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    write_json(out / "ssg.json", [{"scan_id": FIRST, "target_id": 2, "utterance": "the table with a pillow"}, {"scan_id": FIRST, "target_id": 9, "utterance": "none"}])
+    texts = {2: "the table with a pillow", 9: "what is not there"}
+    write_json(out / "ssg.json", [{"scan_id": FIRST, "target_id": target, "utterance": text} for target, text in texts.items()])
     settings = ObjectSettings(frame_stride=1, referrals=str(out / "ssg.json"))
     return out, preprocess(fill_video, jobs_of(raw, out, ALL, settings), settings, workers=0)
 
@@ -124,22 +125,28 @@ def _edit(root, change):
 FRAMES = Path("Training") / FIRST / f"{FIRST}_frames"
 BREAKS = {
     "no table": (lambda root: (root / "3dod_train_val_splits.csv").unlink(), FileNotFoundError, "the table of videos, visits and folds"),
-    "another fold": (lambda root: (root / "3dod_train_val_splits.csv").write_text(f"video_id,visit_id,fold\n{FIRST},1,Test\n"), ValueError, "line 2: wanted video_id"),
+    "another fold": (lambda root: (root / "3dod_train_val_splits.csv").write_text(f"video_id,visit_id,fold\n{FIRST},1,Test\n"), ValueError,
+                     "line 2: wanted video_id"),
     "no mesh": (lambda root: (root / "Training" / FIRST / f"{FIRST}_3dod_mesh.ply").unlink(), FileNotFoundError, "_3dod_mesh.ply: no such PLY"),
     "no box": (lambda root: _edit(root, lambda c: c["data"][1]["segments"].pop("obbAligned")), ValueError, r"box 1 \(table\): wanted a box with centroid"),
-    "no rotation": (lambda root: _edit(root, lambda c: c["data"][0]["segments"]["obbAligned"].update(normalizedAxes=[1.0] * 9)), ValueError, r"box 0 \(pillow\).*right angles"),
+    "no rotation": (lambda root: _edit(root, lambda c: c["data"][0]["segments"]["obbAligned"].update(normalizedAxes=[1.0] * 9)), ValueError,
+                    r"box 0 \(pillow\).*right angles"),
     "no label": (lambda root: _edit(root, lambda c: c["data"][2].pop("label")), ValueError, "box 2: wanted label and segments"),
     "empty traj": (lambda root: (root / FRAMES / "lowres_wide.traj").write_text("\n"), ValueError, "lowres_wide.traj: the trajectory is empty"),
     "short traj": (lambda root: (root / FRAMES / "lowres_wide.traj").write_text("1 2 3\n"), ValueError, "lowres_wide.traj: wanted 7 numbers"),
     "no traj": (lambda root: (root / FRAMES / "lowres_wide.traj").unlink(), FileNotFoundError, "lowres_wide.traj: no such trajectory"),
-    "camera to world": (lambda root: _invert(root / FRAMES / "lowres_wide.traj"), ValueError, "none of its 4 pictures shows an object"),
-    "pincam": (lambda root: next((root / FRAMES / "lowres_wide_intrinsics").glob("*706.pincam")).write_text("64 48 60"), ValueError, "pincam: wanted width, height"),
-    "pincam of others": (lambda root: next((root / FRAMES / "lowres_wide_intrinsics").glob("*706.pincam")).write_text("64 64 60 60 32 32"), ValueError, "calibrated for 64 x 64"),
+    "far cameras": (lambda root: _far(root / FRAMES / "lowres_wide.traj"), ValueError, "none of its 4 pictures shows an object"),
+    "pincam": (lambda root: _camera(root, "64 48 60"), ValueError, "pincam: wanted width, height"),
+    "pincam of others": (lambda root: _camera(root, "64 64 60 60 32 32"), ValueError, "calibrated for 64 x 64"),
     "no pictures": (lambda root: shutil.rmtree(root / FRAMES / "lowres_wide"), FileNotFoundError, "lowres_wide: wanted pictures"),
-}
+}  # fmt: skip
 
 
-def _invert(path):
+def _camera(root, text):
+    next((root / FRAMES / "lowres_wide_intrinsics").glob("*706.pincam")).write_text(text)
+
+
+def _far(path):
     """Cameras far outside the room."""
     rows = [line.split() for line in path.read_text().splitlines()]
     path.write_text("\n".join(" ".join([*row[:4], "500", "500", "500"]) for row in rows))
@@ -171,7 +178,7 @@ def test_the_tool_writes_lists_of_the_users_own(raw, tmp_path, capsys):
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     (tmp_path / "val.txt").write_text(f"{SECOND}\n")
-    arguments = ["--raw-root", str(raw), "--output-root", str(tmp_path / "out"), "--lists", f"val={tmp_path / 'val.txt'}", "--frame-stride", "0", "--workers", "0"]
-    assert tool.main(arguments) == 0
+    arguments = ["--raw-root", str(raw), "--output-root", str(tmp_path / "out"), "--lists", f"val={tmp_path / 'val.txt'}"]
+    assert tool.main([*arguments, "--frame-stride", "0", "--workers", "0"]) == 0
     assert [path.name for path in (tmp_path / "out").glob("*/*")] == [SECOND] and (tmp_path / "out" / "val" / SECOND / "objects.json").is_file()
     assert "1 scenes (val 1)" in capsys.readouterr().out

@@ -26,7 +26,8 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    write_json(out / "ssg.json", [{"scan_id": FIRST, "target_id": 4, "utterance": "the cabinet on the wall"}, {"scan_id": FIRST, "target_id": 1, "utterance": "a wall"}])
+    texts = {4: "the cabinet on the wall", 1: "a wall"}
+    write_json(out / "ssg.json", [{"scan_id": FIRST, "target_id": target, "utterance": text} for target, text in texts.items()])
     settings = Settings(frame_stride=1, referrals=str(out / "ssg.json"))
     return out, preprocess(fill_scan, jobs_of(raw, out, ALL, settings), settings, workers=0)
 
@@ -143,8 +144,8 @@ def test_the_tool(raw, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("multiscan_tool", Path(__file__).resolve().parents[2] / "tools" / "preprocess" / "multiscan.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    arguments = ["--raw-root", str(raw), "--output-root", str(tmp_path), "--splits", "val", "--referrals", "template", "--num-frames", "2", "--workers", "0", "--no-masks"]
-    assert tool.main(arguments) == 0
+    arguments = ["--raw-root", str(raw), "--output-root", str(tmp_path), "--splits", "val", "--referrals", "template", "--num-frames", "2"]
+    assert tool.main([*arguments, "--workers", "0", "--no-masks"]) == 0
     folder = tmp_path / "val" / SCANS[2]
     assert Scene(folder).frame_names == ("000000", "000030") and not (folder / "mask").exists()
     assert all(thing.texts for thing in read_objects(folder))

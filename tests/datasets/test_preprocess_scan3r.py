@@ -46,9 +46,11 @@ def raw(tmp_path_factory):
 def done(raw, tmp_path_factory):
     """(output root, reports) with SceneVerse's referrals."""
     out = tmp_path_factory.mktemp("out")
-    texts = [(REFERENCE, 3, "the chair  next to the table"), (REFERENCE, 3, "the chair next to the table"), (REFERENCE, 4, "a table"), (REFERENCE, 77, "a sofa"),
+    texts = [(REFERENCE, 3, "the chair  next to the table"),
+             (REFERENCE, 3, "the chair next to the table"), (REFERENCE, 4, "a table"), (REFERENCE, 77, "a sofa"),
              (RESCAN, 3, "the chair near the table"), ("elsewhere", 1, "nothing of ours")]  # fmt: skip
-    entries = [{"item_id": str(k), "scan_id": scan, "target_id": str(target), "instance_type": "", "utterance": text} for k, (scan, target, text) in enumerate(texts)]
+    entries = [{"item_id": str(k), "scan_id": scan, "target_id": str(target), "instance_type": "", "utterance": text}
+               for k, (scan, target, text) in enumerate(texts)]  # fmt: skip
     write_json(out / "ssg_ref_rel2_template.json", entries)
     settings = ObjectSettings(frame_stride=1, referrals=str(out / "ssg_ref_rel2_template.json"))
     return out, preprocess(fill_scan, jobs_of(raw, out, ALL, settings), settings, workers=0)
@@ -194,11 +196,14 @@ BREAKS = {
     "no texture": (lambda root: (root / REFERENCE / "mesh.refined_0.png").unlink(), FileNotFoundError, r"mesh\.refined_0\.png: no such picture"),
     "another mesh": (lambda root: _shift_obj(root / REFERENCE / "mesh.refined.v2.obj"), ValueError, "have none within 0.05 m here"),
     "no sequence": (lambda root: shutil.rmtree(root / REFERENCE / "sequence"), FileNotFoundError, "sequence: no such folder, nor sequence.zip"),
-    "no cameras": (lambda root: (root / REFERENCE / "sequence" / "_info.txt").write_text("m_colorWidth = 64\n"), ValueError, r"_info\.txt: wanted m_calibrationColor"),
-    "not rigid": (lambda root: _edit_meta(root, lambda m: m[0]["scans"][0].update(transform=(2 * np.eye(4)).ravel().tolist())), ValueError, f"{RESCAN}.*rotation and shift"),
-    "millimetres": (lambda root: _edit_meta(root, lambda m: m[0]["scans"][0].update(transform=turn(0, (1500, 0, 0)).T.ravel().tolist())), ValueError, "seem to be millimetres"),
+    "no cameras": (lambda root: (root / REFERENCE / "sequence" / "_info.txt").write_text("m_colorWidth = 64\n"), ValueError,
+                   r"_info\.txt: wanted m_calibrationColor"),
+    "not rigid": (lambda root: _edit_meta(root, lambda m: m[0]["scans"][0].update(transform=(2 * np.eye(4)).ravel().tolist())), ValueError,
+                  f"{RESCAN}.*rotation and shift"),
+    "millimetres": (lambda root: _edit_meta(root, lambda m: m[0]["scans"][0].update(transform=turn(0, (1500, 0, 0)).T.ravel().tolist())), ValueError,
+                    "seem to be millimetres"),
     "no type": (lambda root: _edit_meta(root, lambda m: m[0].pop("type")), ValueError, "wanted places with reference, type"),
-}
+}  # fmt: skip
 
 
 def _shift_obj(path):
