@@ -1,12 +1,16 @@
 """What preprocessings into scene folders share: a scene is written whole or not at all, and one that is there is not made anew.
 
-A data set gives jobs, one a scene, and a function that fills the folder of a job; `preprocess` does the rest.
+A data set gives jobs, one a scene, and a function that fills the folder of a job; `preprocess` does the rest. Where a tool has
+joined torchrun's processes (`joined`), each takes its share.
 """
 
 import json
+import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointcept3m.structures.camera import SizeHW
-from pointcept3m.utils.files import atomic_folder
+from pointcept3m.utils import comm
+from pointcept3m.utils.files import TEMPORARY, atomic_folder
 from pointcept3m.utils.processes import as_done
 
 DONE = ".done"
+ADDED = ".added"
 SPLITS = ("train", "val", "test")
 IGNORE_INDEX = -1
 
@@ -52,8 +58,9 @@ Fill = Callable[..., None]  # fill(folder, report, settings, *arguments)
 
 
 def preprocess(fill: Fill, jobs: Sequence[Job], settings: Any, workers: int = 2, skip_broken: bool = False,
-               progress: Callable[[int, int, SceneReport], None] | None = None) -> list[SceneReport]:  # fmt: skip
-    """Writes the folder of each job; returns a report on each, in their order.
+               progress: Callable[[int, int, SceneReport], None] | None = None, pieces: Sequence[str] = ()) -> list[SceneReport]:  # fmt: skip
+    """Writes the folder of each job; returns a report on each, in their order. Under torchrun a process does its share, and all
+    return all reports.
 
     Scenes that are already there, whole and with the same settings, are left as they are.
 
@@ -64,18 +71,35 @@ def preprocess(fill: Fill, jobs: Sequence[Job], settings: Any, workers: int = 2,
         skip_broken: go on past a scene that cannot be read; its report has `error`. Otherwise the first such scene ends
             the run with its own error.
         progress: called with (scenes done, scenes in all, report) after each scene.
+        pieces: files and folders that `fill` may write and that are added to a folder which is there already, in place of those
+            of an earlier run; none: `fill` writes the whole folder.
     """
     reports: dict[tuple[str, str], SceneReport] = {}
-    for report in as_done(_attempt, [(fill, job, settings, skip_broken) for job in jobs], workers):
+    share = jobs[comm.get_rank() :: comm.get_world_size()]
+    meeting = comm.Meeting()
+    for report in as_done(_attempt, [(fill, job, settings, skip_broken, tuple(pieces)) for job in share], workers):
         reports[report.split, report.name] = report
+        meeting.beat()
         if progress:
-            progress(len(reports), len(jobs), report)
+            progress(len(reports), len(share), report)
+    meeting.wait()
+    reports = {key: report for part in comm.all_gather(reports) for key, report in part.items()}
     return [reports[job.target.parent.name, job.target.name] for job in jobs]
 
 
-def _attempt(fill: Fill, job: Job, settings: Any, skip_broken: bool) -> SceneReport:
+@contextmanager
+def joined() -> Iterator[bool]:
+    """Joins the processes of torchrun, if any, for the block; yields whether this is the one that talks."""
+    comm.init_process_group(deadline=1800)
     try:
-        return _write(fill, job, settings)
+        yield comm.is_main_process()
+    finally:
+        comm.destroy_process_group()
+
+
+def _attempt(fill: Fill, job: Job, settings: Any, skip_broken: bool, pieces: tuple[str, ...]) -> SceneReport:
+    try:
+        return _add(fill, job, settings, pieces) if pieces else _write(fill, job, settings)
     except (OSError, ValueError, KeyError) as error:
         if not skip_broken:
             raise
@@ -94,6 +118,38 @@ def _write(fill: Fill, job: Job, settings: Any) -> SceneReport:
     with atomic_folder(target) as part:
         fill(part, report, settings, *job.arguments)
         (part / DONE).write_text(json.dumps({"settings": stamp, "report": asdict(report)}, indent=1))
+    return report
+
+
+def _add(fill: Fill, job: Job, settings: Any, pieces: tuple[str, ...]) -> SceneReport:
+    """As `_write`, into a folder that is there: pieces are made beside and moved in, and the marker comes last."""
+    target, stamp, marker = job.target, json.loads(json.dumps(asdict(settings))), job.target / ADDED
+    known = json.loads(marker.read_text()) if marker.is_file() else None
+    strange = next((name for name in pieces if known is None and (target / name).exists()), None)
+    if strange:
+        raise FileExistsError(f"{target / strange}: is there but was not written by this preprocessing; move it away")
+    if known and known.get("settings") == stamp:
+        return SceneReport(**known["report"])
+    report = SceneReport(target.name, target.parent.name)
+    part = target / f"{ADDED}{TEMPORARY}{os.getpid()}"
+    for leftover in target.glob(f"{ADDED}{TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    part.mkdir()
+    try:
+        fill(part, report, settings, *job.arguments)
+        marker.write_text("{}")  # what is there from now on is ours, but not whole
+        for name in pieces:
+            old = target / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+            if (part / name).exists():
+                os.replace(part / name, old)
+        (part / ADDED).write_text(json.dumps({"settings": stamp, "report": asdict(report)}, indent=1))
+        os.replace(part / ADDED, marker)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return report
 
 
