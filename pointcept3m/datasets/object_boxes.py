@@ -84,6 +84,15 @@ def box_iou(one: Box, other: Box) -> float:
     return shared / (float(np.prod(one[1])) + float(np.prod(other[1])) - shared)
 
 
+def solid_of(box: Box) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(vertices [8, 3], faces [12, 3]) of a box."""
+    flat, half = _footprint(box), box[1][2] / 2
+    vertices = np.concatenate([np.column_stack([flat, np.full(4, box[0][2] + z)]) for z in (-half, half)])
+    sides = [[k, (k + 1) % 4, (k + 1) % 4 + 4, k + 4] for k in range(4)]
+    faces = [[a, b, c, a, c, d] for a, b, c, d in [[3, 2, 1, 0], [4, 5, 6, 7], *sides]]
+    return vertices, np.array(faces).reshape(12, 3)
+
+
 def _footprint(box: Box) -> NDArray[np.float64]:
     """The corners [4, 2] of a box from above, counterclockwise."""
     (x, y, _), (length, width, _), heading = box

@@ -1,4 +1,7 @@
-"""Equirectangular panoramas, and the perspective views that networks of ordinary pictures want."""
+"""Equirectangular panoramas, and the perspective views that networks of ordinary pictures want.
+
+A panorama's axes are those of a camera that looks at its middle: x right, y down, z forward.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +34,36 @@ def perspectives(
     if count < 1 or not 1 <= fov <= 170:
         raise ValueError(f"wanted at least one view of 1 to 170 degrees, got count={count}, fov={fov}")
     h, w = size or (max(8, round(width * fov / 360)),) * 2
-    focal = w / 2 / np.tan(np.radians(fov) / 2)
-    rays = pixel_rays((h, w), np.array([[focal, 0, w / 2], [0, focal, h / 2], [0, 0, 1.0]])).reshape(-1, 3).astype(np.float64)
-    tilt = np.radians(pitch)
-    rays = rays @ np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]).T
+    intrinsic = view_intrinsic(fov, (h, w))
+    return [look(panorama, view_rotation(360 * k / count, pitch), intrinsic, (h, w)) for k in range(count)]
+
+
+def view_intrinsic(fov: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[3, 3] of a view `fov` degrees wide with square pixels, of `size` (h, w)."""
+    focal = size[1] / 2 / np.tan(np.radians(fov) / 2)
+    return np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1.0]])
+
+
+def view_rotation(yaw: float, pitch: float = 0.0) -> NDArray[np.float64]:
+    """[3, 3], a view's axes to the panorama's: it looks `yaw` degrees right of the middle and `pitch` degrees above the horizon."""
+    yaw, pitch = np.radians(yaw), np.radians(pitch)
+    tilt = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    return turn @ tilt
+
+
+def look(panorama: NDArray, rotation: NDArray, intrinsic: NDArray, size: tuple[int, int]) -> NDArray:
+    """What a view of `size` (h, w) shows of a panorama: colours uint8 [H, W, 3] between its pixels, one channel [H, W] (depth,
+    ids) of the nearest."""
+    height, width = panorama.shape[:2]
+    rays = pixel_rays(size, intrinsic).reshape(-1, 3).astype(np.float64) @ rotation.T
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    latitude = np.arcsin(np.clip(-rays[:, 1], -1, 1))
-    longitude = np.arctan2(rays[:, 0], rays[:, 2])
-    row = (0.5 - latitude / np.pi) * height - 0.5
-    views = []
-    for k in range(count):
-        column = (0.5 + (longitude / (2 * np.pi) + k / count)) * width - 0.5
-        views.append(_bilinear(panorama, row, column).reshape(h, w, 3))
-    return views
+    row = (0.5 + np.arcsin(np.clip(rays[:, 1], -1, 1)) / np.pi) * height - 0.5
+    column = (0.5 + np.arctan2(rays[:, 0], rays[:, 2]) / (2 * np.pi)) * width - 0.5
+    if panorama.ndim == 3:
+        return _bilinear(panorama, row, column).reshape(*size, 3)
+    row, column = np.rint(row).astype(int).clip(0, height - 1), np.rint(column).astype(int) % width
+    return panorama[row, column].reshape(size)
 
 
 def _bilinear(image: NDArray[np.uint8], row: NDArray, column: NDArray) -> NDArray[np.uint8]:
