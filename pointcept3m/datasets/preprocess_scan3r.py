@@ -149,7 +149,9 @@ def fill_scan(folder: Path, report: SceneReport, settings: ObjectSettings, raw: 
         coord, faces, instance = mesh.coord, mesh.faces, mesh.columns("objectId")[:, 0].astype(np.int64)
         instance[instance <= 0] = NONE
         color = colors_for(coord, raw / MESH)
-        objects = objects_of_points(coord, instance, read_labels(raw / SEMANTICS) if labels is None else labels, report)
+        if labels is None or (raw / SEMANTICS).is_file():  # the scan's own file first
+            labels = read_labels(raw / SEMANTICS)
+        objects = objects_of_points(coord, instance, labels, report)
     arrays = {"coord": coord, "color": color, "normal": vertex_normals(coord, faces), "instance": instance.astype(np.int32)}
     save_arrays(folder, report, arrays)
     if not hidden:

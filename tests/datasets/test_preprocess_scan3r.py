@@ -188,6 +188,17 @@ def test_bad_poses_missing_depth_and_ids_without_labels_are_counted(raw, tmp_pat
     assert [thing.id for thing in read_objects(folder)] == [3, 4] and 6 not in read_mask(folder, "frame-000003")
 
 
+def test_labels_of_3dssg_serve_where_the_scan_has_none_of_its_own(raw, tmp_path):
+    shutil.copytree(raw / REFERENCE, tmp_path / REFERENCE)
+    shutil.copy(raw / "3RScan.json", tmp_path)
+    write_json(tmp_path / "objects.json", {"scans": [{"scan": REFERENCE, "objects": [{"id": "3", "global_id": "85", "label": "armchair"}]}]})
+    settings = ObjectSettings(frame_stride=0)
+    for out, wanted in (("own", "chair"), ("3dssg", "armchair")):
+        preprocess(fill_scan, jobs_of(tmp_path, tmp_path / out, ALL, settings), settings, workers=0)
+        assert read_objects(tmp_path / out / "train" / REFERENCE)[0].label == wanted
+        (tmp_path / REFERENCE / "semseg.v2.json").unlink(missing_ok=True)
+
+
 BREAKS = {
     "no 3RScan.json": (lambda root: (root / "3RScan.json").unlink(), FileNotFoundError, r"3RScan\.json: no such file"),
     "no JSON": (lambda root: (root / "3RScan.json").write_text("[{"), ValueError, r"3RScan\.json: is no valid JSON"),
