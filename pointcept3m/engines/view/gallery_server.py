@@ -58,6 +58,13 @@ class GallerySearch:
             kinds=[kind for kind in KINDS if kind != "scene"], suffixes=list(SUFFIXES), max_upload=MAX_UPLOAD,
         )  # fmt: skip
 
+    def sentence(self, error: BaseException) -> str:
+        """What the page says of an error: not where gallery and weight lie on this machine."""
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        for path in (self.gallery.folder, Path(getattr(self.model, "weight", "model"))):
+            message = message.replace(str(path), path.name)
+        return message
+
     def search(self, body: bytes, asked: Mapping[str, str]) -> dict[str, Any]:
         """Ranked scenes for an upload. asked: name (of the file; empty for a text), as, target, top, split, category, dataset.
 
@@ -185,8 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._send_json(http.HTTPStatus.OK, self.search.search(body, asked))
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            self._send_json(http.HTTPStatus.BAD_REQUEST, {"error": message})
+            self._send_json(http.HTTPStatus.BAD_REQUEST, {"error": self.search.sentence(error)})
 
     def _refused(self) -> bool:
         reason = refusal_of(self.headers, self.host)

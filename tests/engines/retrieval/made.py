@@ -16,9 +16,9 @@ def write_model(path, seed=0, dim=16):
     fill_registries()
     widths = build_recipe(RECIPE).widths
     instance = dict(type="CrossOver-instance-v1m1", widths=widths, dim=dim, transformer=dict(heads=2, layers=1, feedforward=16, dropout=0.0))
-    backbone = dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, base_channels=4, channels=(4, 4, 4, 4, 4, 4, 4, 4), layers=(1,) * 8)
+    backbone = dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, base_channels=16, channels=(16,) * 8, layers=(1,) * 8)
     cfg = Config(dict(
-        model=dict(type="CrossOver-v1m1", instance=instance, widths=widths, backbone=backbone, backbone_out_channels=4, dim=dim, stage="unified"),
+        model=dict(type="CrossOver-v1m1", instance=instance, widths=widths, backbone=backbone, backbone_out_channels=16, dim=dim, stage="unified"),
         data=dict(test=dict(type="CrossOverDataset", recipe=RECIPE, transform=[
             dict(type="CenterShift", apply_z=True), dict(type="GridSample", grid_size=0.3, return_grid_coord=True, mode="train"),
             dict(type="NormalizeColor", mode="minus_one_one"), dict(type="Collect", keys=("coord", "grid_coord"), feat_keys=("color",)),

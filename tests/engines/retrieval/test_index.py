@@ -16,7 +16,7 @@ def clustered(count, dim=32, clusters=60, seed=0):
 
 
 def by_loop(vectors, query, count, allowed):
-    scored = sorted(((-float(np.dot(vectors[row].astype(np.float64), query)), row) for row in range(len(vectors)) if allowed[row]))
+    scored = sorted((-float(np.dot(vectors[row].astype(np.float64), query)), row) for row in range(len(vectors)) if allowed[row])
     return [row for _, row in scored[:count]]
 
 

@@ -1,0 +1,171 @@
+"""embed and retrieve from the command line: every kind of query, guesses that are said, answers as JSON and pictures, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pointcept3m.cli import run_for_user
+from pointcept3m.engines.retrieval.command import embed_main, retrieve_main
+from pointcept3m.engines.retrieval.gallery import Gallery
+from pointcept3m.engines.retrieval.inputs import guess_kind
+from pointcept3m.structures.images import read_color
+from tests.engines.retrieval.made import write_model, write_scenes
+
+
+def ask(made, tmp_path, *argv):
+    """The hits of a query, best first."""
+    out = tmp_path / "hits.json"
+    assert retrieve_main([*map(str, argv), "--gallery", str(made.gallery), "--weight", made.weight, "--out", str(out), "--overwrite"]) == 0
+    return json.loads(out.read_text())["hits"]
+
+
+def test_a_gallery_of_scene_folders(made):
+    gallery = Gallery(made.gallery)
+    e = gallery.embeddings
+    assert e.names == ["room0", "room1", "room2"] and e.splits == ["val"] * 3 and e.categories == ["office"] * 3 and e.datasets == ["made"] * 3
+    assert {name: known.tolist() for name, known in e.scene_known.items()} == {
+        "image": [True, True, False], "floorplan": [True, True, False], "point": [True] * 3, "text": [True] * 3, "scene": [True] * 3,
+    }  # fmt: skip
+    assert e.object_id.tolist() == [2, 5, 9] * 3 and e.labels[:3] == ["desk", "chair", "lamp"]
+    assert all(gallery.picture(number) is not None for number in range(3))  # the last from above, since it has nothing else
+
+
+@pytest.mark.parametrize("kind", ["floorplan", "image", "point"])
+def test_files_alone_give_the_vectors_of_the_gallery(made, tmp_path, kind):
+    e = Gallery(made.gallery).embeddings
+    given = []
+    for number in (0, 1):
+        room = made.scenes / f"room{number}"
+        given.append({"floorplan": room / "floorplan.png", "image": room / "color", "point": tmp_path / f"{number}.npz"}[kind])
+        np.savez(tmp_path / f"{number}.npz", coord=np.load(room / "coord.npy"), color=np.load(room / "color.npy"))
+    out = tmp_path / "vectors.npy"
+    assert embed_main([*map(str, given), "--as", kind, "--unit", "m", "--up-axis", "z", "--weight", made.weight, "--out", str(out)]) == 0
+    np.testing.assert_allclose(np.load(out), e.scenes[kind][:2], atol=2e-3)  # features lie in float16
+    assert np.abs(e.scenes[kind][0] - e.scenes[kind][1]).max() > (1e-6 if kind == "point" else 1e-2)
+
+
+def test_a_text_finds_who_has_its_words(made, tmp_path):
+    texts = ["the desk right of the chair", "the large desk", "the chair left of the desk"]
+    (tmp_path / "words.txt").write_text("\n".join(texts))
+    assert ask(made, tmp_path, "--query", tmp_path / "words.txt", "--target", "text")[0]["score"] == pytest.approx(1, abs=1e-3)
+    assert ask(made, tmp_path, "--query", "the lamp", "--target", "text")[0]["score"] < 0.999
+
+
+def test_modalities_of_a_scene_folder(made, tmp_path):
+    room = made.scenes / "room1"
+    assert ask(made, tmp_path, "--query", room, "--as", "scene", "--target", "scene")[0]["scene"] == "room1"
+    with pytest.raises(ValueError, match="is a whole scene; --as .*scene says which"):
+        ask(made, tmp_path, "--query", room)
+    with pytest.raises(ValueError, match="has no floorplan"):
+        ask(made, tmp_path, "--query", made.scenes / "room2", "--as", "floorplan")
+
+
+def test_several_queries_are_averaged(made, tmp_path):
+    plan, frames = made.scenes / "room0" / "floorplan.png", made.scenes / "room0" / "color"
+    for name, given in (("a", [(plan, "floorplan")]), ("b", [(frames, "image")])):
+        argv = [*(str(path) for path, _ in given), "--as", given[0][1], "--weight", made.weight, "--out", str(tmp_path / f"{name}.npy")]
+        assert embed_main(argv) == 0
+    mean = np.load(tmp_path / "a.npy")[0] + np.load(tmp_path / "b.npy")[0]
+    wanted = Gallery(made.gallery).search((mean / np.linalg.norm(mean)).astype(np.float32), ["point"], 3)
+    hits = ask(made, tmp_path, "--query", plan, "--as", "floorplan", "--query", frames, "--as", "image", "--target", "point")
+    assert [hit["scene"] for hit in hits] == [hit.name for hit in wanted]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in wanted], atol=1e-5)
+
+
+def test_a_sheet_of_pictures(made, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert retrieve_main(["--query", "a chair", "--gallery", str(made.gallery), "--weight", made.weight, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "a chair: taken for a text (--as" in printed and printed.count("val/room") == 3
+    sheet = read_color(out)
+    plan = read_color(made.scenes / "room0" / "floorplan.png")
+    assert sheet.shape[1] > 4 * 250 and (sheet != 255).any() and plan.std() > 10
+
+
+def test_guesses(tmp_path, made):
+    rng = np.random.default_rng(0)
+    plan = np.full((60, 80, 3), 255, np.uint8)
+    plan[10:12, 10:70] = plan[50:52, 10:70] = 0
+    smooth = np.tile((127 + 100 * np.sin(np.linspace(0, 2 * np.pi, 200)))[None, :, None], (100, 1, 3)).astype(np.uint8)
+    for name, picture in (("plan", plan), ("photo", rng.integers(0, 200, (60, 80, 3))), ("turn", smooth), ("wide", rng.integers(0, 200, (50, 100, 3)))):
+        Image.fromarray(picture.astype(np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "points.txt").write_text("0 0 0 255 0 0\n1 2 3 0 0 0\n")
+    (tmp_path / "words.txt").write_text("2 chairs and 3 tables\n")
+    found = {name: guess_kind(tmp_path / name) for name in ("plan.png", "photo.png", "turn.png", "wide.png", "points.txt", "words.txt")}
+    assert found == {"plan.png": "floorplan", "photo.png": "image", "turn.png": "panorama", "wide.png": "image", "points.txt": "point", "words.txt": "text"}
+    assert guess_kind(made.scenes / "room0") == "scene" and guess_kind(made.scenes / "room0" / "color") == "image"
+    assert guess_kind("a desk / table near the window") == guess_kind("words " * 100) == guess_kind("one\ntwo") == "text"
+
+
+def test_a_panorama_is_cut_into_views(made, tmp_path, capsys):
+    Image.fromarray(np.tile((127 + 100 * np.sin(np.linspace(0, 2 * np.pi, 200)))[None, :, None], (100, 1, 3)).astype(np.uint8)).save(tmp_path / "p.png")
+    assert len(ask(made, tmp_path, "--query", tmp_path / "p.png")) == 3
+    printed = capsys.readouterr().out
+    assert "taken for a panorama" in printed and "8 views cut out of the panorama" in printed
+
+
+def refused(capsys, command, *argv):
+    assert run_for_user(command, list(map(str, argv))) == 1
+    return capsys.readouterr().err
+
+
+def test_bad_queries(made, tmp_path, capsys):
+    rest = ["--gallery", made.gallery, "--weight", made.weight]
+    (tmp_path / "no.png").write_bytes(b"this is no picture")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "what.xyzw").write_text("?")
+    (tmp_path / "none.ply").write_text("ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n")
+    (tmp_path / "folder").mkdir()
+    for query, more, message in (
+        (tmp_path / "no.png", [], "no.png: not a readable"),
+        (tmp_path / "empty.txt", [], "empty text"),
+        ("  ", [], "empty text"),
+        (tmp_path / "what.xyzw", [], "--as says what it is"),
+        (tmp_path / "none.ply", [], "none.ply"),
+        (tmp_path / "gone.png", [], "no such file"),
+        (tmp_path / "folder", ["--as", "image"], "no picture in this folder"),
+        ("a chair", ["--as", "txt"], "did you mean 'text'"),
+        ("a chair", ["--split", "vla"], "did you mean 'val'"),
+        ("a chair", ["--category", "kitchen"], "no scene has category 'kitchen'"),
+        ("a chair", ["--target", "cad"], "holds no 'cad'"),
+        ("a chair", ["--without", "room0", "--without", "room1", "--without", "room2"], "the filters leave no scene"),
+        ("a chair", ["--top", "0"], "--top"),
+        ("a chair", ["--out", tmp_path / "x.txt"], ".json, .png"),
+        ("a chair", ["--as", "text", "--as", "text"], "2 times --as for 1 queries"),
+    ):
+        assert message in refused(capsys, retrieve_main, "--query", query, *rest, *more), query
+    assert "no gallery" in refused(capsys, retrieve_main, "--query", "a chair", "--gallery", tmp_path, "--weight", made.weight)
+
+
+def test_another_model(made, tmp_path, capsys):
+    other = write_model(tmp_path / "other.safetensors", seed=1)
+    error = refused(capsys, retrieve_main, "--query", "a chair", "--gallery", made.gallery, "--weight", other)
+    assert Gallery(made.gallery).embeddings.model in error and "different spaces" in error
+    error = refused(capsys, embed_main, made.scenes, "--gallery", made.gallery, "--weight", other, "--add")
+    assert "different spaces" in error
+
+
+def test_scenes_are_added(made, tmp_path, capsys):
+    first, second = write_scenes(tmp_path / "one", 2), write_scenes(tmp_path / "two", 3)
+    where = ["--gallery", str(tmp_path / "db"), "--weight", made.weight]
+    assert embed_main([str(first), *where]) == 0
+    assert "--add puts scenes into it" in refused(capsys, embed_main, second, *where)
+    assert embed_main([str(second / "room2"), *where, "--add"]) == 0
+    gallery = Gallery(tmp_path / "db")
+    assert gallery.embeddings.names == ["room0", "room1", "room2"]
+    assert gallery.embeddings.details["folders"] == [str(path.resolve()) for path in (first / "room0", first / "room1", second / "room2")]
+    (tmp_path / "nothing").mkdir()
+    assert "no scene in it" in refused(capsys, embed_main, tmp_path / "nothing", *where, "--add")
+
+
+def test_the_index_of_a_gallery(made, tmp_path, capsys):
+    pytest.importorskip("faiss", reason="the index of large galleries: pip install faiss-cpu")
+    argv = [str(made.scenes), "--weight", made.weight, "--gallery", str(tmp_path / "db"), "--index", "faiss"]
+    assert embed_main(argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("index built in") == 5 and "of the ten nearest it finds 100.00%" in printed
+    hits = retrieve_main(["--query", "a chair", "--gallery", str(tmp_path / "db"), "--weight", made.weight])
+    assert hits == 0 and capsys.readouterr().out.count("val/room") == 3
+    assert embed_main([*argv[:-2], "--add"]) == 0 and "faiss index was of the scenes before" in capsys.readouterr().out
