@@ -4,6 +4,9 @@
     scene_XXXXX/bbox_3d.json         [{ID, basis: one axis a row, coeffs: half lengths, centroid}]; ID is the value in instance.png
     .../camera_pose.txt              eye, view direction, up, half of the horizontal and of the vertical field of view, 1
     .../camera_xyz.txt               eye of a panorama, whose middle looks along +y and whose right along +x
+
+(Structured3D's documentation says that panoramas look along -y. Its own visualize_mesh.py, and all code that puts panoramas and
+perspectives together, has +y.)
 """
 
 from collections.abc import Mapping
