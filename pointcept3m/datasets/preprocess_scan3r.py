@@ -191,10 +191,9 @@ def _labels_of_all(path: Path) -> dict[str, dict[int, str]]:
 
 def moved_objects(scan: Scan, objects: Sequence[SceneObject], report: SceneReport) -> list[int]:
     """Ids of the objects that stand elsewhere than in the reference: turned by more than 1 degree or shifted by more than 5 cm
-    against what the transform of the scan says, as CrossOver's release tells moved from static.
+    against what the transform of the scan says, the limits by which CrossOver's release tells moved from static.
 
-    The shift is that of the object's centre; the release measures it at the origin of the axes, where a turn of a far thing is a
-    long shift.
+    The shift is that of the object's centre: measured at the origin of the axes, a turn of a far thing would be a long shift.
     """
     if scan.to_reference is None:
         return []
