@@ -59,10 +59,13 @@ class RetrievalModel:
 
 
 def open_retrieval_model(weight: str, config: str | Path | None = None, device: str | None = None, say: Say = print) -> RetrievalModel:
-    """The model in a weight file or run folder, in eval mode, with the encoders of its recipe.
+    """The model in a weight file or run folder (one of all stages too), in eval mode, with the encoders of its recipe.
 
     Raises: FileNotFoundError; ValueError where it is no model of CrossOver, carries no config or does not fit it.
     """
+    staged = Path(weight) / "unified"  # the stage of a run of all stages that embeds scenes
+    if staged.is_dir() and not (Path(weight) / "model").exists():
+        weight = str(staged)
     path, cfg = config_of(weight, config)
     kind = (cfg.get("model") or {}).get("type")
     if kind not in MODELS or getattr(MODELS.get(kind), "task", None) != "retrieval":

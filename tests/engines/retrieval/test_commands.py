@@ -1,6 +1,7 @@
 """embed and retrieve from the command line: every kind of query, guesses that are said, answers as JSON and pictures, bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_a_panorama_is_cut_into_views(made, tmp_path, capsys):
     assert len(ask(made, tmp_path, "--query", tmp_path / "p.png")) == 3
     printed = capsys.readouterr().out
     assert "taken for a panorama" in printed and "8 views cut out of the panorama" in printed
+
+
+def test_a_run_of_all_stages_is_opened_at_its_last(made, tmp_path):
+    """`sh tools/train.sh -c configs/crossover/rooms.py` leaves a folder of folders, one a stage."""
+    model = tmp_path / "run" / "unified" / "model"
+    model.mkdir(parents=True)
+    shutil.copy(made.weight, model / "model_best.safetensors")
+    assert retrieve_main(["--query", "a chair", "--gallery", str(made.gallery), "--weight", str(tmp_path / "run")]) == 0
 
 
 def refused(capsys, command, *argv):
