@@ -135,6 +135,18 @@ def test_facts_and_the_plan_with_its_door_and_window(done):
     assert blue[2] > blue[0] + 20 and shade(1, 0.05).max() < 100
 
 
+def test_walls_are_sides_of_the_floor_and_holes_are_no_walls(raw):
+    root, room, _ = raw
+    walls, doors, windows = read_structure(root / HOUSE / "annotation_3d.json").plan(ROOM)
+    outline = room.outline + PLACE[:2]
+    sides = np.stack([outline, np.roll(outline, -1, axis=0)], axis=1)
+    np.testing.assert_allclose(np.sort(walls.mean(axis=1), axis=0), np.sort(sides.mean(axis=1), axis=0), atol=1e-6)
+    for found, wall, span in ((doors, 0, DOOR), (windows, 1, WINDOW)):
+        a, b = sides[wall]
+        want = np.array([a + (b - a) * t for t in span])
+        assert len(found) == 1 and (np.allclose(found[0], want, atol=1e-6) or np.allclose(found[0][::-1], want, atol=1e-6))
+
+
 def test_a_panorama_alone_makes_a_scene(copy, tmp_path):
     shutil.rmtree(copy / HOUSE / "2D_rendering" / str(ROOM) / "perspective")
     report = run(copy, tmp_path / "out", Settings(panorama_views=3))
