@@ -64,6 +64,7 @@ INVALID = frozenset(f"scene_{number:05d}" for number in (1155, 1192, 1714, 1816,
 BACKGROUND = 65535
 FILES = ("rgb_rawlight.png", "depth.png", "semantic.png")
 FAR = 20.0  # metres: beyond it depth is of what lies outside
+LABEL_BITS = 22  # a label: 16 of an id plus one, and a class of 40
 CUT = 90.0  # degrees: width of the views that are cut out of a panorama
 
 
@@ -290,18 +291,23 @@ def _labelled(view: View) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def vote(coord: NDArray, labelled: Iterable[tuple[NDArray, NDArray]], voxel: float) -> NDArray[np.int64]:
     """The label that most of the labelled points in the voxel of each point coord [N, 3] have, of several the smallest; -1 where
     there is none."""
-    rows = []
+    keys, place = np.unique(voxel_keys(coord.astype(np.float64), voxel), return_inverse=True)
+    found, counts = [], []
     for points, label in labelled:
-        pairs, count = np.unique(np.stack([voxel_keys(points, voxel), label], axis=1), axis=0, return_counts=True)
-        rows.append(np.column_stack([pairs, count]))
-    table = np.concatenate(rows)
-    pairs, place = np.unique(table[:, :2], axis=0, return_inverse=True)
-    count = np.bincount(place.reshape(-1), table[:, 2], len(pairs))
-    order = np.lexsort((pairs[:, 1], -count, pairs[:, 0]))
-    keys, first = np.unique(pairs[order, 0], return_index=True)
-    wanted = voxel_keys(coord.astype(np.float64), voxel)
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, pairs[order[first], 1][at], NONE)
+        key = voxel_keys(points, voxel)
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        inside = keys[at] == key
+        pair, count = np.unique((at[inside] << LABEL_BITS) | label[inside], return_counts=True)
+        found.append(pair)
+        counts.append(count)
+    pair, row = np.unique(np.concatenate(found), return_inverse=True)
+    count = np.bincount(row.reshape(-1), np.concatenate(counts), len(pair))
+    owner = pair >> LABEL_BITS
+    order = np.lexsort((pair, -count, owner))
+    owner, first = np.unique(owner[order], return_index=True)
+    result = np.full(len(keys), NONE, np.int64)
+    result[owner] = pair[order[first]] & ((1 << LABEL_BITS) - 1)
+    return result[place.reshape(-1)]
 
 
 def find_objects(points: Mapping[str, NDArray], views: Sequence[View], path: Path, report: SceneReport) -> list[SceneObject]:
