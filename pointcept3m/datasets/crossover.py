@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pointcept3m.datasets.base import PointDataset, _naming_scene
 from pointcept3m.datasets.builder import DATASETS
 from pointcept3m.datasets.limited import read_names
+from pointcept3m.datasets.rooms_dataset import MODALITIES_HINT
 from pointcept3m.datasets.transforms.collect import Collect
 from pointcept3m.datasets.transforms.compose import DataDict, to_tensor
 from pointcept3m.structures.checked_file import read_header
@@ -71,10 +72,7 @@ class CrossOverDataset(PointDataset):
         is of another scene; KeyError for an unknown modality in `chunks`, `drop` or `widths`.
     """
 
-    hint = (
-        "Generated rooms have all modalities: tools/preprocess/rooms.py writes them, tools/preprocess/modalities.py their "
-        "features (docs/crossover.md)"
-    )
+    hint = MODALITIES_HINT
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.datasets.base import PointDataset
 from pointcept3m.datasets.builder import DATASETS
+from pointcept3m.datasets.rooms_dataset import MODALITIES_HINT
 from pointcept3m.datasets.transforms.compose import DataDict
 from pointcept3m.structures.scene import Scene
 from pointcept3m.structures.scene_objects import Floorplan, read_facts, read_floorplan
@@ -142,6 +143,8 @@ class PlanPairDataset(PointDataset):
     Args:
         size, cell: of the rasters, in cells and metres. Others as `PointDataset`. Scenes without a plan leave the list.
     """
+
+    hint = MODALITIES_HINT
 
     def __init__(self, *args: Any, size: int = 64, cell: float = 0.15, negatives: int = 7, fixed: bool = False, cache: bool = True, **kwargs: Any):
         if size < 16 or size % 4 or cell <= 0 or negatives < 0:

@@ -12,6 +12,11 @@ ROOMS_HINT = (
     "Rooms are generated, not downloaded: `python tools/preprocess/rooms.py --output-root data/rooms --train 32 --val 6` "
     "makes them, and `pointcept3m demo` makes some and trains on them."
 )
+MODALITIES_HINT = (
+    "Generated rooms have all modalities: `python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 80 --val 40 "
+    "--modalities --rescans 1` makes them, `python tools/preprocess/modalities.py` their features (docs/crossover.md); "
+    "`pointcept3m demo` needs neither."
+)
 
 
 @DATASETS.register_module()
