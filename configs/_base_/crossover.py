@@ -38,6 +38,7 @@ loss_weights = "learned"  # Eq. 3
 # The paper's sparse residual network with a map of full resolution.
 backbone = dict(type="MinkUNet34C", in_channels=3, out_channels=0)
 backbone_out_channels = 96
+feat_keys = ("color",)  # ("color", "normal") for a backbone that was trained on both
 backbone_weight = None  # of a pretraining (GaussianCross, CUA-O3D, ...), whose backbone is this one
 
 views = 10  # key frames a scene in training; tests look at all
@@ -74,7 +75,7 @@ voxelize = dict(type="GridSample", grid_size=grid_size, return_grid_coord=True, 
 finish = [
     voxelize,
     dict(type="NormalizeColor", mode="minus_one_one"),
-    dict(type="Collect", keys=("coord", "grid_coord"), feat_keys=("color",)),
+    dict(type="Collect", keys=("coord", "grid_coord"), feat_keys=feat_keys),
 ]
 thinned = [dict(type="GridSample", grid_size=thin, mode="train")] if thin else []
 augment = [
