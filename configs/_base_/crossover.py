@@ -32,7 +32,8 @@ fusion = dict()  # Eq. 2
 floorplan = "token"
 cad_location = False
 transformer = dict(heads=12, layers=4, feedforward=2048, dropout=0.1)
-head_dropout = 0.0
+head_dropout = 0.0  # of objects
+scene_dropout = 0.0  # of scenes
 standardize = False  # frozen features, before anything is trained on them (ours)
 loss_weights = "learned"  # Eq. 3
 # The paper's sparse residual network with a map of full resolution.
@@ -137,6 +138,7 @@ model = (
         loss_weights=loss_weights,
         floorplan=floorplan,
         standardize=standardize,
+        dropout=scene_dropout,
     )
 )
 

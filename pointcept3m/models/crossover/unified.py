@@ -55,16 +55,17 @@ class LossWeights(nn.Module):
 class ImageEncoder(nn.Module):
     """F_2D of images and floorplans alike (Sec. 3.3): tokens [CLS; mean of patches] through an MLP, the mean over views, a head."""
 
-    def __init__(self, width: int, dim: int):
+    def __init__(self, width: int, dim: int, dropout: float = 0.0):
         super().__init__()
         half = max(1, width // 2)
         self.mlp = nn.Sequential(nn.Linear(width, half), nn.GELU(), nn.Linear(half, half))
-        self.head = ProjectionHead(half, dim, share_of(half, 4))
+        self.dropout = nn.Dropout(dropout)
+        self.head = ProjectionHead(half, dim, share_of(half, 4), dropout)
         self.half = half
 
     def forward(self, tokens: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [V, width], offset [B] -> (unit rows [B, dim], bool [B] whether a scene has a view)."""
-        mean, known = scene_means(self.mlp(tokens), offset)
+        mean, known = scene_means(self.mlp(self.dropout(tokens)), offset)
         return self.head(mean), known
 
     def of_cls(self, tokens: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,7 @@ class CrossOver(nn.Module):
     freeze_instance: the object level stays as it is, in eval mode; by default in all stages but "joint".
     fusion: options of `SceneFusion`. loss: options of `ContrastiveLoss`.
     loss_weights: "learned" (Eq. 3: alpha, beta and gamma are learnable; see `LossWeights`) or "fixed", all 1 (the release).
+    dropout: in the heads of scenes, and of image tokens before their MLP (ours; the release has none).
     standardize: puts `Standardize` before the encoders of tokens, images and floorplans each by their own mean (ours).
     floorplan: "token" (the paper) or "cls" (the release: its CLS token skips the MLP).
 
@@ -111,6 +113,7 @@ class CrossOver(nn.Module):
         loss_weights: str = "learned",
         floorplan: str = "token",
         standardize: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if stage not in STAGES:
@@ -134,8 +137,8 @@ class CrossOver(nn.Module):
             raise ValueError(f"CrossOver: images and floorplans share an encoder, but widths gives {image} and {plan}")
         self.image_width = image or plan
         self.text_width = width_of(widths, "text_token") if widths.get("text_token") else 0
-        self.image_encoder = ImageEncoder(self.image_width, dim) if self.image_width else None
-        self.text_encoder = ProjectionHead(self.text_width, dim) if self.text_width else None
+        self.image_encoder = ImageEncoder(self.image_width, dim, dropout) if self.image_width else None
+        self.text_encoder = ProjectionHead(self.text_width, dim, dropout=dropout) if self.text_width else None
         tokens = {"image": self.image_width, "floorplan": self.image_width, "text": self.text_width}
         self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in tokens.items() if width}) if standardize else None
         self.backbone = MODELS.build(backbone) if backbone else None
@@ -143,7 +146,7 @@ class CrossOver(nn.Module):
         if self.backbone is not None:
             if backbone_out_channels < 1:
                 raise ValueError("CrossOver: backbone_out_channels must be the width of the backbone's features")
-            self.point_head = ProjectionHead(backbone_out_channels, dim)
+            self.point_head = ProjectionHead(backbone_out_channels, dim, dropout=dropout)
         self.loss = ContrastiveLoss(**(loss or {}))
         parts = {"1D": self.text_encoder, "2D": self.image_encoder, "3D": self.point_head}
         self.dimensions = tuple(name for name, part in parts.items() if part is not None)
