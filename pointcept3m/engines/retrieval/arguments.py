@@ -75,7 +75,7 @@ def localize_parser() -> argparse.ArgumentParser:
     add("--from", dest="source", default="cad", metavar="M", help="of a scene folder: modality of its objects, image, point, cad or text (%(default)s)")
     add("--to", dest="target", default="point", metavar="M", help="modality of the scene's objects (%(default)s)")
     add("--up", choices=("x", "y", "z"), default="z", help="axis of meshes that points up (%(default)s)")
-    add("--tolerance", type=float, default=0.4, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
+    add("--tolerance", type=float, default=0.6, metavar="METRES", help="distance at which aligned centres agree (%(default)s)")
     _add_model(parser)
     add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes")
     add("--out", type=Path, action="append", default=[], metavar="FILE", help=".json: matches and boxes; .png: the scene from above with the boxes; may be repeated")

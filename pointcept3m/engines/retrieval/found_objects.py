@@ -1,5 +1,6 @@
 """Objects of a query scene found in another: embeddings, matches, a table, JSON, a picture."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def find_objects(
     for word in (source, target):
         if word not in OBJECT_MODALITIES:
             raise KeyError(f"objects have no modality {word!r}; {near_names(word, OBJECT_MODALITIES)}")
-    folders = [Path(each) for each in given if Path(each).is_dir()]
+    folders = [Path(each) for each in given if os.path.isdir(each)]
     if folders and len(given) > 1:
         raise ValueError(f"--query: wanted one scene folder alone, or meshes, pictures and words; got {', '.join(map(str, given))}")
     for folder in (*folders, scene):

@@ -1,5 +1,6 @@
 """Anything a user has of a scene, as a batch of a CrossOver model: pictures, a floorplan, words, points, a scene folder."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,12 +110,12 @@ def guess_kind(given: str | Path) -> str:
     if len(words.encode()) > 250 and "/" not in words or "\n" in words:  # no name of a file
         return "text"
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, false for what is too long for a name
         if any((path / name).is_file() for name in SCENE_FILES):
             return "scene"
         return "image" if any(file.suffix.lower() in PICTURES for file in path.iterdir()) else "point"
     suffix = path.suffix.lower()
-    if not path.is_file():
+    if not os.path.isfile(path):
         if suffix in (*PICTURES, *CLOUDS) or ("/" in words and " " not in words):
             raise FileNotFoundError(f"{given}: no such file or folder; {near_files(path)}")
         return "text"
@@ -165,10 +166,14 @@ def read_query(given: str | Path, model: RetrievalModel, kind: str | None = None
 
 
 def _read_text(given: str, path: Path, model: RetrievalModel) -> Query:
-    text = path.read_text(encoding="utf-8") if len(given) < 500 and path.is_file() else given
+    return text_query(path.read_text(encoding="utf-8") if os.path.isfile(path) else given, model)
+
+
+def text_query(text: str, model: RetrievalModel) -> Query:
+    """Sentences, a line each, as a query; nothing is read from the disk. Raises: ValueError for an empty text or no text encoder."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{given}: an empty text; wanted one or more sentences, a line each")
+        raise ValueError(f"{text!r}: an empty text; wanted one or more sentences, a line each")
     return Query(lines[0][:60], "text", text=model.recipe.texts(lines))
 
 

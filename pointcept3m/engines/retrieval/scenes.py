@@ -37,7 +37,8 @@ def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _is_scene(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in ("coord.npy", "objects.json", "floorplan.png", "color"))
+    # scenes that are being written lie in hidden folders
+    return not path.name.startswith(".") and path.is_dir() and any((path / name).exists() for name in ("coord.npy", "objects.json", "floorplan.png", "color"))
 
 
 def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> ModalityFeatures:

@@ -1,5 +1,6 @@
 """Objects that belong to no scene: CAD models, pictures and words, as objects of a batch."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def object_kind(given: str) -> str:
         if not Path(given).is_file():
             raise FileNotFoundError(f"{given}: no such file; {near_files(given)}")
         return "cad" if suffix in MESHES else "image"
-    if Path(given).exists():
+    if os.path.exists(given):
         raise ValueError(f"{given}: no object: wanted a mesh ({', '.join(MESHES)}), a picture ({', '.join(PICTURES)}) or words")
     return "text"
 

@@ -17,6 +17,7 @@ import secrets
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +26,16 @@ from urllib.parse import parse_qs, urlsplit
 
 from pointcept3m.engines.retrieval.ask import ask, hit_rows
 from pointcept3m.engines.retrieval.gallery import Filter, Gallery
-from pointcept3m.engines.retrieval.inputs import CLOUDS, KINDS, PICTURES, Query, RetrievalModel, guess_kind, read_query
+from pointcept3m.engines.retrieval.inputs import (
+    CLOUDS,
+    KINDS,
+    PICTURES,
+    Query,
+    RetrievalModel,
+    guess_kind,
+    read_query,
+    text_query,
+)
 from pointcept3m.engines.view.server import _authority, _name, is_loopback
 
 MAX_UPLOAD = 256 << 20  # bytes of a file; a scan of some ten million points
@@ -41,7 +51,7 @@ POLICY = (
 class GallerySearch:
     """Answers of a gallery to uploads; several at once wait for each other, since there is one model.
 
-    read: turns (path or text, model, kind, say) into a query; `read_query` by default.
+    read: turns (path of an upload, model, kind, say) into a query; `read_query` by default.
     """
 
     def __init__(self, gallery: Gallery, model: RetrievalModel, read: Callable[..., Query] = read_query, **options: Any):
@@ -62,7 +72,9 @@ class GallerySearch:
         """What the page says of an error: not where gallery and weight lie on this machine."""
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         for path in (self.gallery.folder, Path(getattr(self.model, "weight", "model"))):
-            message = message.replace(str(path), path.name)
+            for told in (str(path.resolve()), str(path)):
+                if path.name and told:
+                    message = message.replace(told, path.name)
         return message
 
     def search(self, body: bytes, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -86,7 +98,7 @@ class GallerySearch:
                 text = body.decode("utf-8", errors="replace").strip()
                 if not text:
                     raise ValueError("an empty text cannot be searched for; wanted words, or a file")
-                query = self.read(text, self.model, "text", said.append)
+                query = text_query(text, self.model)  # words that name a file here are words
             hits = ask(self.gallery, self.model, [query], targets, int(top), chosen)
         rows = hit_rows(self.gallery, hits)
         for row, hit in zip(rows, hits, strict=True):
@@ -193,6 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(http.HTTPStatus.OK, self.search.search(body, asked))
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
             self._send_json(http.HTTPStatus.BAD_REQUEST, {"error": self.search.sentence(error)})
+        except Exception:  # torch, damaged archives, memory: the server goes on, and its terminal says what it was
+            traceback.print_exc()
+            self._send_json(http.HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "this could not be read or searched; the terminal of the server says why"})
 
     def _refused(self) -> bool:
         reason = refusal_of(self.headers, self.host)

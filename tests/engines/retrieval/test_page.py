@@ -197,3 +197,18 @@ def test_the_page_in_a_browser(made, server):
         assert page.locator("figure").count() == 0 and page.locator("#state.error").count() == 1
         browser.close()
     assert [url for url in asked if not url.startswith((address, f"blob:{address}", "data:"))] == []
+
+
+def test_words_that_name_a_file_are_words(tmp_path):
+    """Whoever types a path is not shown what the file holds, nor whether it is there."""
+    from types import SimpleNamespace
+
+    from pointcept3m.engines.retrieval.inputs import guess_kind, text_query
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a red bed")
+    asked = []
+    model = SimpleNamespace(recipe=SimpleNamespace(texts=lambda lines: asked.extend(lines)))
+    text_query(str(secret), model)
+    assert asked == [str(secret)]
+    assert guess_kind("a/b " * 100) == "text" == guess_kind("word " * 80)  # too long for a name of a file
