@@ -21,6 +21,7 @@ _options_ = dict(
     warmup=0.1,
     epochs=dict(baseline=42, instance=42, scene=6, unified=30, joint=30),
     rounds=6,
+    test_last=True,
 )
 
 num_worker = 1

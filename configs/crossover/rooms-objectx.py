@@ -1,6 +1,6 @@
 """Objects of rooms as Gaussians, decoded from the embeddings of configs/crossover/rooms-instance.py (after Object-X).
 
-    sh tools/train.sh -c configs/crossover/rooms-objectx.py -w exp/crossover/rooms-instance/model/model_best.pth
+    sh tools/train.sh -c configs/crossover/rooms-objectx.py -w exp/crossover/rooms-instance/model/model_last.pth
 """
 
 _base_ = ["../_base_/crossover_rooms.py"]

@@ -1,6 +1,6 @@
 """3D object recognition by probing the space of configs/crossover/rooms-instance.py: linear probes across modalities, and class names.
 
-    python tools/test.py -c configs/crossover/rooms-recognition.py --options weight=exp/crossover/rooms-instance/model/model_best.pth
+    python tools/test.py -c configs/crossover/rooms-recognition.py --options weight=exp/crossover/rooms-instance/model/model_last.pth
 """
 
 _base_ = ["../_base_/crossover_rooms.py"]

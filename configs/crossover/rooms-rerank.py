@@ -1,10 +1,9 @@
 """Re-ranking of floorplan retrieval on generated rooms: matching of patches, ranking of candidates.
 
-    sh tools/train.sh -c configs/crossover/rooms-rerank.py
-    python tools/train.py --config-file configs/crossover/rooms-rerank.py --options save_path=exp/crossover/rerank \
-        first_stage=exp/crossover/rooms/embeddings/val.safetensors
+    sh tools/train.sh -c configs/crossover/rooms-rerank.py first_stage=exp/crossover/rooms/embeddings/val.safetensors
 
-`first_stage`: the embeddings that the test of rooms.py or rooms-unified.py wrote, whose first candidates are re-ranked.
+`first_stage`: the embeddings that the test of rooms.py or rooms-unified.py wrote, whose first candidates are re-ranked; without it the
+re-ranker alone is tested.
 """
 
 _base_ = ["../_base_/default_runtime.py"]

@@ -34,7 +34,7 @@ logger = logging.getLogger("pointcept3m")
 
 MODALITIES = ("image", "point", "cad", "text", "floorplan")
 WIDTHS = (*(f"object_{name}" for name in OBJECT_MODALITIES), *(f"{name}_token" for name in TOKENS))
-PER_SCENE = ("name", "split", "dataset", "place", "category", "reference")
+PER_SCENE = ("name", "split", "dataset", "place", "category", "reference", "same_ids")
 
 
 @DATASETS.register_module()
@@ -77,7 +77,7 @@ class CrossOverDataset(PointDataset):
     def __init__(
         self,
         split: str | Sequence[str] = "train",
-        data_root: str | Path | Sequence[str | Path] = "data/rooms",
+        data_root: str | Path | Sequence[str | Path] = "data/rooms_modalities",
         recipe: str = "pocket",
         feature_root: str | Path | Sequence[str | Path | None] | None = None,
         points: bool = True,
@@ -224,7 +224,7 @@ class CrossOverDataset(PointDataset):
                 sample = self.transform(data)
         sample = {key: value for key, value in sample.items() if kind_of(key) != "per_scene"}
         sample |= self._objects(features, hidden, rng) | self._tokens(features, hidden, rng)
-        told = (name, split, features.dataset, features.place or name, features.category, features.reference)
+        told = (name, split, features.dataset, features.place or name, features.category, features.reference, features.same_ids)
         return sample | dict(zip(PER_SCENE, told, strict=True))
 
     def _hidden(self, features: ModalityFeatures, name: str, has_points: bool, rng: np.random.Generator) -> set[str]:

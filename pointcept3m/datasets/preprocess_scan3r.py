@@ -161,7 +161,7 @@ def fill_scan(folder: Path, report: SceneReport, settings: ObjectSettings, raw: 
         report.note("rescans without a transform to their reference")
     back = None if scan.to_reference is None else scan.to_reference.tolist()
     moved = moved_objects(scan, objects, report)
-    write_facts(folder, SceneFacts(scan.place, "", None if is_reference else scan.place, back, moved, "3rscan"))
+    write_facts(folder, SceneFacts(scan.place, "", None if is_reference else scan.place, back, moved, "3rscan", same_ids=not is_reference))
     if settings.frame_stride:
         caster = mesh_of_objects(coord, faces, instance, objects, report) if settings.masks and not hidden else None
         with open_sequence(raw, settings) as (sequence, names):

@@ -29,7 +29,8 @@ class StagedTrainer:
 
     Args:
         stages: configs with `name` and, where a stage starts from the weights of an earlier one, `start`: that one's name. Its
-            CheckpointLoader says where they go. The best weights of a stage are taken, or the last where it has no validation.
+            CheckpointLoader says where they go. A stage hands on the weights that its PreciseEvaluator tests: the best, or the last
+            with `test_last` and where there is no validation.
             Settings of the run as a whole (`SHARED`) are the outer config's.
         rows: stages whose embeddings stand in the tables of the test beside the last one's, for a tester that takes `rows`.
 
@@ -79,7 +80,9 @@ class StagedTrainer:
     def weight_of(self, name: str) -> Path:
         """The weights that a stage hands on."""
         folder = self.folder(name) / "model"
-        return folder / f"{BEST}.pth" if (folder / f"{BEST}.pth").is_file() else folder / f"{LAST}.pth"
+        hooks = next(stage for stage in self.stages if stage.name == name).get("hooks") or ()
+        last = any(hook.get("type") == "PreciseEvaluator" and hook.get("test_last") for hook in hooks)
+        return folder / f"{BEST}.pth" if not last and (folder / f"{BEST}.pth").is_file() else folder / f"{LAST}.pth"
 
     def stage_config(self, stage: Mapping[str, Any]) -> Config:
         """The whole config of a stage's training."""

@@ -26,7 +26,7 @@ KIND = Kind("modalities", version=1, again="run tools/preprocess/modalities.py a
 class ModalityFeatures:
     """The frozen features of one scene with O objects.
 
-    scene, split, dataset, place, category, reference, moved: as SceneFacts has them · object_id int64 [O], ascending
+    scene, split, dataset, place, category, reference, moved, same_ids: as SceneFacts has them · object_id int64 [O], ascending
     · labels [O] · object_box, cad_box float32 [O, 6]: centre and extent of an object in the scene and of its CAD model in
     its own axes, metres, zeros without · objects: modality -> float32 [O, D_m] · known: modality -> bool [O]; rows that are
     not known are zeros · tokens: modality -> float32: image [V, 2D], a row a key frame ([CLS; mean of patches]); floorplan
@@ -51,6 +51,7 @@ class ModalityFeatures:
     category: str = ""
     reference: str | None = None
     moved: list[int] = field(default_factory=list)
+    same_ids: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ def write_modalities(path: str | Path, features: ModalityFeatures) -> None:
                 raise ValueError(f"features of scene {features.scene!r}: {group}'s {name} has values beyond float16's 65504")
             arrays[f"{group}_{name}"] = narrow
     arrays |= {f"known_{name}": mask for name, mask in features.known.items()}
-    told = ("scene", "split", "dataset", "place", "category", "reference", "moved", "labels", "frames", "texts", "encoders", "details")
+    told = ("scene", "split", "dataset", "place", "category", "reference", "moved", "same_ids", "labels", "frames", "texts", "encoders", "details")
     write_checked(path, arrays, KIND, {key: getattr(features, key) for key in told})
 
 

@@ -20,7 +20,7 @@ class SceneEmbeddings:
     """N scenes with K objects in all, scene after scene.
 
     model: fingerprint of weights and encoders; embeddings of other models are in another space · names, splits, datasets,
-    places, categories, references (None: itself a reference) [N] · scenes: modality of SCENE_MODALITIES or FUSED ->
+    places, categories, references (None: itself a reference), same_ids (objects have the reference's ids) [N] · scenes: modality of SCENE_MODALITIES or FUSED ->
     unit rows float32 [N, D] · scene_known: modality -> bool [N]; rows not known are zeros · object_offset int64 [N]: ends
     of the scenes among the objects · object_id int64 [K], labels [K], object_box float32 [K, 6], moved bool [K]: stands
     elsewhere than in the reference scan · objects: modality of OBJECT_MODALITIES -> unit rows float32 [K, D]
@@ -34,6 +34,7 @@ class SceneEmbeddings:
     places: list[str]
     categories: list[str]
     references: list[str | None]
+    same_ids: list[bool]
     scenes: dict[str, NDArray[np.float32]]
     scene_known: dict[str, NDArray[np.bool_]]
     object_offset: NDArray[np.int64]
@@ -59,7 +60,7 @@ class SceneEmbeddings:
     def check(self) -> None:
         """Raises ValueError where numbers of rows differ, a modality is unknown, or a known row is no unit vector."""
         count, objects = len(self.names), len(self.object_id)
-        for key in ("splits", "datasets", "places", "categories", "references", "object_offset"):
+        for key in ("splits", "datasets", "places", "categories", "references", "same_ids", "object_offset"):
             if len(getattr(self, key)) != count:
                 raise ValueError(f"embeddings: {len(getattr(self, key))} {key} for {count} scenes")
         ends = [0, *np.asarray(self.object_offset).tolist()]
@@ -84,7 +85,7 @@ def write_embeddings(path: str | Path, embeddings: SceneEmbeddings) -> None:
     arrays: dict[str, NDArray] = {key: np.asarray(getattr(embeddings, key)) for key in ("object_offset", "object_id", "object_box", "moved")}
     for group in ("scenes", "scene_known", "objects", "object_known"):
         arrays |= {f"{group}.{name}": rows for name, rows in getattr(embeddings, group).items()}
-    told = ("model", "names", "splits", "datasets", "places", "categories", "references", "labels", "details")
+    told = ("model", "names", "splits", "datasets", "places", "categories", "references", "same_ids", "labels", "details")
     write_checked(path, arrays, KIND, {key: getattr(embeddings, key) for key in told})
 
 

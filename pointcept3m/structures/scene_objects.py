@@ -23,6 +23,14 @@ from pointcept3m.structures.scene import MAX_COORD, check_pose, load_array
 from pointcept3m.utils.files import near_files, replacing
 from pointcept3m.utils.registry import near_names
 
+SCENE_FILES = ("coord.npy", "objects.json", "floorplan.png", "floorplan.jpg", "floorplan.jpeg")  # any of them makes a folder a scene
+
+
+def is_scene_folder(path: str | Path) -> bool:
+    """Whether a folder is a scene, with points, objects, a floorplan or frames; a hidden one, which is still being written, is not."""
+    path = Path(path)
+    return not path.name.startswith(".") and path.is_dir() and ((path / "color").is_dir() or any((path / name).is_file() for name in SCENE_FILES))
+
 
 @dataclass
 class SceneObject:
@@ -55,7 +63,8 @@ class SceneObject:
 class SceneFacts:
     """place: scans of one place share it · category: kind of room ("" unknown) · reference: name of the scan of this place
     that `moved` and `to_reference` refer to, None in that scan itself · to_reference [4, 4]: this scan's axes to the
-    reference's · moved: ids of objects that stand elsewhere than there · dataset: where the scene is from.
+    reference's · moved: ids of objects that stand elsewhere than there · same_ids: objects have the ids that they have there
+    · dataset: where the scene is from.
     """
 
     place: str
@@ -64,6 +73,7 @@ class SceneFacts:
     to_reference: list[list[float]] | None = None
     moved: list[int] = field(default_factory=list)
     dataset: str = ""
+    same_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,8 @@ def _facts_of(path: Path, entry: Any) -> SceneFacts:
         raise ValueError(f"{path}: reference must be the name of a scene or null, got {facts.reference!r}")
     if facts.to_reference is not None:
         check_pose(_check_matrix(f"{path}: to_reference", facts.to_reference), f"{path}: to_reference")
+    if not isinstance(facts.same_ids, bool):
+        raise ValueError(f"{path}: same_ids must be true or false, got {facts.same_ids!r}")
     if not isinstance(facts.moved, list) or not all(isinstance(i, int) and i >= 0 for i in facts.moved):
         raise ValueError(f"{path}: moved must be a list of object ids, got {_short(facts.moved)}")
     return facts

@@ -75,6 +75,6 @@ def write_set(root, train=6, val=4, **changes):
             facts = dict(category=("kitchen", "office")[number % 2])
             if split == "val" and number == count - 1 and count > 1:
                 first = features("val00", split)
-                facts = dict(category="kitchen", place="val00", reference="val00", seed=hash_of("val00"), moved=first.object_id[:2].tolist())
+                facts = dict(category="kitchen", place="val00", reference="val00", seed=hash_of("val00"), moved=first.object_id[:2].tolist(), same_ids=True)
             write_scene(root, features(name, split, **{**facts, **changes}))
     return root

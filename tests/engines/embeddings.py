@@ -33,8 +33,10 @@ def embeddings(scenes, objects=(), **facts):
         model="hand-made", names=[f"s{i}" for i in range(count)], splits=["val"] * count, datasets=["made-up"] * count,
         places=[f"s{i}" for i in range(count)], categories=[""] * count, references=[None] * count,
     )  # fmt: skip
+    given |= facts
+    given.setdefault("same_ids", [reference is not None for reference in given["references"]])
     return SceneEmbeddings(
-        **{**given, **facts},
+        **given,
         scenes={name: values for name, (values, _) in scene_rows.items()}, scene_known={name: known for name, (_, known) in scene_rows.items()},
         object_offset=np.cumsum([len(each) for each in objects]), object_id=np.array([i for i, _, _ in flat], dtype=np.int64),
         labels=[label for _, label, _ in flat], object_box=np.zeros((len(flat), 6), np.float32),

@@ -23,7 +23,7 @@ from pointcept3m.engines.retrieval.embed import (
 from pointcept3m.engines.retrieval.evaluation import evaluate
 from pointcept3m.engines.retrieval.rows import read_row
 from pointcept3m.engines.testers import TESTERS
-from pointcept3m.structures.scene_embeddings import read_embeddings
+from pointcept3m.structures.scene_embeddings import read_embeddings, write_embeddings
 from pointcept3m.utils import comm
 from tests.datasets.crossover_scenes import features, write_scene, write_set
 from tests.engines.embeddings import random_embeddings
@@ -268,3 +268,12 @@ def test_bad_stages_are_named(rooms, tmp_path, stages, error, words):
     cfg = config(rooms, tmp_path)
     with pytest.raises(error, match=words):
         TRAINERS.build(dict(type="StagedTrainer", stages=stages), cfg=cfg)
+
+
+def test_a_row_is_of_the_same_scenes_and_objects(tmp_path):
+    base = random_embeddings(0)
+    write_embeddings(tmp_path / "same.safetensors", base)
+    assert read_row(tmp_path / "same.safetensors", base).names == base.names
+    write_embeddings(tmp_path / "fewer.safetensors", select(base, range(5)))
+    with pytest.raises(ValueError, match=r"fewer.safetensors: embeddings of other scenes or objects \(5 scenes"):
+        read_row(tmp_path / "fewer.safetensors", base)

@@ -253,3 +253,10 @@ def test_every_ordered_pair_of_modalities():
     assert ("scene", "image") not in pairs_of("scene", made) and evaluate(made, ("instance",), instance=dict(ks=(2,)))["instance"]["image->cad"]["top2"]
     with pytest.raises(KeyError, match="did you mean 'temporal'"):
         evaluate(made, ("temporary",))
+
+
+def test_objects_are_matched_between_scans_only_where_their_ids_last():
+    made = random_embeddings(0)
+    assert metrics.rescans(made)
+    made.same_ids = [False] * len(made)
+    assert not metrics.rescans(made)

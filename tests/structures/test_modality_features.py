@@ -25,7 +25,7 @@ def features(**changes):
         object_box=rng.random((3, 6)).astype(np.float32), objects=rows, known=known,
         tokens={"image": rng.normal(size=(5, 8)).astype(np.float32), "text": rng.normal(size=(2, 3)).astype(np.float32)},
         encoders={"image": "a-1", "text": "b-2", "cad": "c-3"}, frames=[str(i) for i in range(5)], texts=["one", "two"],
-        place="p", category="bedroom", reference="scan0", moved=[4], dataset="rooms", details={"views": 10},
+        place="p", category="bedroom", reference="scan0", moved=[4], same_ids=True, dataset="rooms", details={"views": 10},
     )  # fmt: skip
     return ModalityFeatures(**{**entry, **changes})
 
@@ -104,7 +104,7 @@ def embeddings(**changes):
     object_known = {"point": np.array([True, False, True, True])}
     entry = dict(
         model="m", names=["a", "b", "c"], splits=["val"] * 3, datasets=["rooms"] * 3, places=["a", "a", "c"], categories=["", "k", "k"],
-        references=[None, "a", None], scenes={name: unit(3, known) for name, known in scene_known.items()}, scene_known=scene_known,
+        references=[None, "a", None], same_ids=[False, True, False], scenes={name: unit(3, known) for name, known in scene_known.items()}, scene_known=scene_known,
         object_offset=np.array([2, 2, 4]), object_id=np.array([0, 7, 1, 2]), labels=["x"] * 4, object_box=np.zeros((4, 6), np.float32),
         moved=np.zeros(4, bool), objects={name: unit(4, known) for name, known in object_known.items()}, object_known=object_known,
     )  # fmt: skip

@@ -107,6 +107,7 @@ def test_facts_come_back_and_a_scene_without_is_a_place_of_its_own(tmp_path):
         (dict(category=None), "category must be a name"),
         (dict(reference=""), "reference must be the name of a scene"),
         (dict(to_reference=np.diag([2.0, 1, 1, 1]).tolist()), "to_reference: wanted a camera->world rotation"),
+        (dict(same_ids=1), "same_ids must be true or false"),
         (dict(moved=[-1]), "moved must be a list of object ids"),
     ],
 )

@@ -57,7 +57,7 @@ def write_room_modalities(path: Path, room: Room, frames: Frames, motion: np.nda
     back = None if reference is None else np.linalg.inv(motion).tolist()
     if back is not None:
         back[3] = [0.0, 0.0, 0.0, 1.0]
-    write_facts(path, SceneFacts(f"room{room.seed:06d}", room.category, reference, back, moved, "rooms"))
+    write_facts(path, SceneFacts(f"room{room.seed:06d}", room.category, reference, back, moved, "rooms", same_ids=reference is not None))
     ids = np.array([-1 if o.category in SHELL else o.id for o in room.objects] + [-1])  # the last serves pixels of nothing
     for k in range(len(frames.pose)):
         write_mask(path, f"{k:04d}", ids[frames.instance[k]])

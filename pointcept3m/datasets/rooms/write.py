@@ -65,7 +65,7 @@ def write_room(folder: Path, seed: int, split: str, num_frames: int, size: tuple
     """Writes one room into `folder`/<name>; see `write_rooms`. scan: number of the scan of a room with modalities, None without them."""
     path = Path(folder) / generate_name(seed, scan or 0)
     settings = f"version 1, split {split}, num_frames {num_frames}, size {size[0]}x{size[1]}, spacing {spacing}"
-    settings += "\n" if scan is None else f", modalities 2, scan {scan}{''.join(f', without {k} {v}' for k, v in sorted((drop or {}).items()))}\n"
+    settings += "\n" if scan is None else f", modalities 3, scan {scan}{''.join(f', without {k} {v}' for k, v in sorted((drop or {}).items()))}\n"
     done = path / DONE
     if done.is_file() and done.read_text() == settings:
         return path

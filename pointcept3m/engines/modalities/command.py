@@ -8,7 +8,7 @@ from pointcept3m.engines.modalities.frames import RULES
 
 DESCRIPTION = """Frozen encoders look at the modalities of scenes: objects' pictures, points, CAD models and texts, key frames, floorplan.
 
-    python tools/preprocess/modalities.py --data-root data/rooms --split train val --recipe pocket
+    python tools/preprocess/modalities.py --data-root data/rooms_modalities --split train val --recipe pocket
     python tools/preprocess/modalities.py --data-root data/scannet --split train val --recipe paper --feature-root data/features \\
         --weight image=dinov2_vitg14.pth shape=pointbind_i2pmae.pt text=model_large.pth --tokenizer bert-base-uncased
 

@@ -93,23 +93,38 @@ def extract_scene(
         scene=folder.name, split=folder.parent.name, object_id=np.array([thing.id for thing in objects], np.int64),
         labels=[thing.label for thing in objects], object_box=boxes, cad_box=_cad_boxes(folder, objects), objects=rows, known=known,
         tokens=tokens, encoders=recipe.encoders, frames=frames, texts=texts, dataset=facts.dataset, place=facts.place,
-        category=facts.category, reference=facts.reference, moved=facts.moved,
+        category=facts.category, reference=facts.reference, moved=facts.moved, same_ids=facts.same_ids,
         details={**record(folder, recipe, settings, frames_root), **notes},
     )  # fmt: skip
 
 
 def record(folder: Path, recipe: Recipe, settings: ModalitySettings, frames_root: Path | None = None) -> dict[str, Any]:
-    """What makes a file: two with the same record and encoders are the same file. The scene's files count by name and size."""
-    digest = hashlib.sha256()
-    for name in ("objects.json", "scene.json", "floorplan.json"):
-        path = folder / name
-        digest.update(f"{name};".encode() + (path.read_bytes() if path.is_file() else b""))
+    """What makes a file: two with the same record and encoders are the same file.
+
+    inputs: of what the scene folder says of its objects and itself; frames: of its pictures, which may lie elsewhere.
+    """
     frames = folder if frames_root is None else Path(frames_root) / folder.name
-    for path in sorted([*(folder / "mask").glob("*.png"), *(folder / "cad").glob("*.npy"), *frames.glob("color/*"), *frames.glob("pose/*")]
-                       + [path for path in folder.glob("floorplan.*")] + [folder / "coord.npy", folder / "instance.npy"]):  # fmt: skip
+    return {"recipe": recipe.name, "settings": asdict(settings), "inputs": inputs_digest(folder), "frames": _digest([*frames.glob("color/*"), *frames.glob("pose/*")])}
+
+
+def inputs_digest(folder: Path) -> str:
+    """16 hex digits of a scene folder's objects, masks, CAD models, floorplan and points: what is written is read, the rest counts by
+    name and size."""
+    told = b"".join(f"{name};".encode() + _content(folder / name) for name in ("objects.json", "scene.json", "floorplan.json"))
+    parts = [*(folder / "mask").glob("*.png"), *(folder / "cad").glob("*.npy"), *folder.glob("floorplan.*"), folder / "coord.npy", folder / "instance.npy"]
+    return _digest(parts, told)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _digest(paths: Sequence[Path], told: bytes = b"") -> str:
+    digest = hashlib.sha256(told)
+    for path in sorted(paths):
         if path.is_file():
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size};".encode())
-    return {"recipe": recipe.name, "settings": asdict(settings), "inputs": digest.hexdigest()[:16]}
+    return digest.hexdigest()[:16]
 
 
 def _object_images(

@@ -20,6 +20,7 @@ from pointcept3m.structures.modality_features import (
     read_modalities,
     write_modalities,
 )
+from pointcept3m.structures.scene_objects import SCENE_FILES, is_scene_folder
 from pointcept3m.utils import comm
 from pointcept3m.utils.files import TEMPORARY
 from pointcept3m.utils.logger import Progress
@@ -27,7 +28,6 @@ from pointcept3m.utils.processes import as_done
 from pointcept3m.utils.registry import near_names
 
 logger = logging.getLogger("pointcept3m")
-MARKS = ("coord.npy", "objects.json", "color", "floorplan.png", "floorplan.jpg")  # any of these makes a folder a scene
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def find_scenes(data_root: str | Path, splits: Sequence[str], names: Sequence[st
         if not folder.is_dir():
             others = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             raise FileNotFoundError(f"{folder}: no such split; {near_names(split, others) if others else f'{root} has no folder of scenes'}")
-        scenes = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and any((path / mark).exists() for mark in MARKS))
+        scenes = sorted(path for path in folder.iterdir() if is_scene_folder(path))
         if not scenes:
-            raise FileNotFoundError(f"{folder}: no scene in it (no folder has one of {', '.join(MARKS)})")
+            raise FileNotFoundError(f"{folder}: no scene in it (no folder has color/ or one of {', '.join(SCENE_FILES)})")
         found += scenes
     known = {path.name for path in found}
     for name in names or ():

@@ -22,7 +22,7 @@ def embed_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "pointcept3m embed",
         "Embeds scenes into CrossOver's space: scene folders become a gallery, anything else a vector.",
-        "  pointcept3m embed data/rooms/val --weight exp/crossover/rooms --gallery db\n  pointcept3m embed plan.png --weight exp/crossover/rooms --out plan.npy\n",
+        "  pointcept3m embed data/rooms_modalities/val --weight exp/crossover/rooms --gallery db\n  pointcept3m embed plan.png --weight exp/crossover/rooms --out plan.npy\n",
     )
     add = parser.add_argument
     add("given", nargs="+", metavar="SCENE", help=f"folders of scenes, for --gallery; or, for --out, {QUERY_HELP}")
@@ -54,6 +54,7 @@ def retrieve_parser() -> argparse.ArgumentParser:
     add("--split")
     add("--category", help="kind of room")
     add("--dataset")
+    add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes, for a scene folder as query")
     add("--without", action="append", default=[], metavar="SCENE", help="a scene that must not be found, such as the query's own; may be repeated")
     add("--without-place", action="append", default=[], metavar="PLACE", help="a place none of whose scans may be found")
     add("--out", type=Path, action="append", default=[], metavar="FILE", help=".json: the ranking; .png: a sheet of pictures; may be repeated")
@@ -66,8 +67,8 @@ def localize_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "pointcept3m localize",
         "Finds the objects of one scene in another, with their boxes: matched one to one, then aligned.",
-        "  pointcept3m localize --query data/rooms/val/room000003_1 --from cad --scene data/rooms/val/room000003 --to point --weight exp/crossover/rooms --out found.png\n"
-        '  pointcept3m localize --query chair.obj --query "the lamp on the desk" --scene data/rooms/val/room000003 --weight exp/crossover/rooms\n',
+        "  pointcept3m localize --query data/rooms_modalities/val/room000003_1 --from cad --scene data/rooms_modalities/val/room000003 --to point --weight exp/crossover/rooms --out found.png\n"
+        '  pointcept3m localize --query chair.obj --query "the lamp on the desk" --scene data/rooms_modalities/val/room000003 --weight exp/crossover/rooms\n',
     )
     add = parser.add_argument
     add("--query", required=True, action="append", metavar="Q", help="scene folder whose objects are looked for; or a mesh, a picture of an object or words, may be repeated")

@@ -35,8 +35,8 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reading(arguments: Any) -> dict[str, Any]:
-    """What the command line says of scans, as options of `read_query`."""
-    return {**scan_options(arguments), "columns": arguments.columns, "rgbd": rgbd_options(arguments)}
+    """What the command line says of scans and scene folders, as options of `read_any`."""
+    return {**scan_options(arguments), "columns": arguments.columns, "rgbd": rgbd_options(arguments), "feature_root": arguments.feature_root}
 
 
 def _embed_gallery(arguments: Any) -> int:

@@ -16,7 +16,10 @@ from pointcept3m.structures.modality_features import OBJECT_MODALITIES, SCENE_MO
 from pointcept3m.structures.scene_embeddings import FUSED, SceneEmbeddings
 from pointcept3m.utils import comm
 
-PER_SCENE = {"names": "name", "splits": "split", "datasets": "dataset", "places": "place", "categories": "category", "references": "reference"}
+PER_SCENE = {
+    "names": "name", "splits": "split", "datasets": "dataset", "places": "place", "categories": "category", "references": "reference",
+    "same_ids": "same_ids",
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -67,7 +70,7 @@ def embed_batch(model: nn.Module, batch: Mapping[str, Any], fingerprint: str = "
     count = len(batch["name"])
     return SceneEmbeddings(
         model=fingerprint,
-        **{key: list(batch.get(name) or [""] * count) for key, name in PER_SCENE.items()},
+        **{key: _listed(batch.get(name), count) for key, name in PER_SCENE.items()},
         scenes=scenes,
         scene_known=scene_known,
         object_offset=batch["object_offset"].cpu().numpy().astype(np.int64),
@@ -78,6 +81,13 @@ def embed_batch(model: nn.Module, batch: Mapping[str, Any], fingerprint: str = "
         objects=objects,
         object_known=object_known,
     )
+
+
+def _listed(values: Any, count: int) -> list[Any]:
+    """What a batch says of its scenes, one by one; nothing of what it does not say."""
+    if values is None:
+        return [""] * count
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def _unit(

@@ -195,8 +195,7 @@ def write_gallery(
         old.check_model(embeddings.model, "the new scenes'")
         embeddings, places = _joined(old.embeddings, embeddings)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "index").glob("*.safetensors"):
-        stale.unlink()
+    write_embeddings(path, embeddings)  # first: an index of the scenes before is refused from now on
     for number, place in enumerate(places):
         target = folder / "pictures" / f"{place}.jpg"
         image = pictures(number)
@@ -204,7 +203,8 @@ def write_gallery(
             target.unlink(missing_ok=True)
         else:
             save_picture(target, image)
-    write_embeddings(path, embeddings)
+    for stale in (folder / "index").glob("*.safetensors"):
+        stale.unlink()
     return Gallery(folder)
 
 

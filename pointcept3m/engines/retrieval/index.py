@@ -113,7 +113,9 @@ class FaissIndex:
                 rows, scores = best(self.vectors[chosen] @ query, count)
                 return chosen[rows], scores
             selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            options = {"params": faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nprobe)}
+            # as many rows that pass are looked at as without a filter
+            probes = min(self.index.nlist, -(-self.index.nprobe * len(self) // len(chosen)))
+            options = {"params": faiss.SearchParametersIVF(sel=selector, nprobe=probes)}
         _, found = self.index.search(query[None], min(len(self), max(SHORTLIST, 4 * count)), **options)
         rows = np.sort(found[0][found[0] >= 0])
         order, scores = best(self.vectors[rows] @ query, count)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pointcept3m.models.builder import MODELS, build_model
 from pointcept3m.structures.images import read_color
 from pointcept3m.structures.modality_features import OBJECT_MODALITIES, TOKENS, ModalityFeatures
 from pointcept3m.structures.panorama import is_panorama, perspectives
+from pointcept3m.structures.scene_objects import SCENE_FILES
 from pointcept3m.utils.files import near_files
 from pointcept3m.utils.registry import near_names
 
@@ -32,7 +33,6 @@ Say = Callable[[str], None]
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
 CLOUDS = tuple(READERS)
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
-SCENE_FILES = ("coord.npy", "objects.json", "floorplan.png", "floorplan.jpg")  # one of them makes a folder a scene
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
 MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point", "scene": "scene"}
 
@@ -98,7 +98,6 @@ class Query:
     points: Mapping[str, torch.Tensor] | None = None
     features: ModalityFeatures | None = None
     picture: NDArray[np.uint8] | None = None
-    said: list[str] = field(default_factory=list)
 
 
 def guess_kind(given: str | Path) -> str:
@@ -111,7 +110,7 @@ def guess_kind(given: str | Path) -> str:
         return "text"
     path = Path(given)
     if os.path.isdir(path):  # unlike Path.is_dir, false for what is too long for a name
-        if any((path / name).is_file() for name in SCENE_FILES):
+        if any((path / name).is_file() for name in SCENE_FILES):  # frames alone are read as a scan, or as pictures
             return "scene"
         return "image" if any(file.suffix.lower() in PICTURES for file in path.iterdir()) else "point"
     suffix = path.suffix.lower()
@@ -251,9 +250,9 @@ def _sample(query: Query, model: RetrievalModel) -> dict[str, Any]:
             rows = features.tokens.get(name)
         rows = np.zeros((0, widths[f"{name}_token"]), np.float32) if rows is None else rows
         sample |= {f"{name}_token": torch.from_numpy(rows), f"{name}_offset": torch.tensor([len(rows)])}
-    told = dict(name=query.name, split="", dataset="", place=query.name, category="", reference=None)
+    told = dict(name=query.name, split="", dataset="", place=query.name, category="", reference=None, same_ids=False)
     if features is not None:
-        told |= {key: getattr(features, key) for key in ("split", "dataset", "category", "reference")} | {"place": features.place or features.scene}
+        told |= {key: getattr(features, key) for key in ("split", "dataset", "category", "reference", "same_ids")} | {"place": features.place or features.scene}
     return sample | told
 
 

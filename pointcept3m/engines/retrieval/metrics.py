@@ -135,9 +135,9 @@ def temporal_instances(embeddings: SceneEmbeddings, query: str, target: str, lab
 
 
 def rescans(embeddings: SceneEmbeddings) -> list[tuple[int, int]]:
-    """(reference, rescan) of all scans whose reference is there too."""
+    """(reference, rescan) of all scans whose reference is there too, and whose objects have its ids."""
     number = {(dataset, name): row for row, (dataset, name) in enumerate(zip(embeddings.datasets, embeddings.names, strict=True))}
-    wanted = [(number.get((embeddings.datasets[row], name)), row) for row, name in enumerate(embeddings.references) if name is not None]
+    wanted = [(number.get((embeddings.datasets[row], name)), row) for row, name in enumerate(embeddings.references) if name and embeddings.same_ids[row]]
     return [(reference, row) for reference, row in wanted if reference is not None]
 
 

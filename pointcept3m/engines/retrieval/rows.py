@@ -18,7 +18,7 @@ from .embed import mean_of_objects
 def read_row(path: str | Path, base: SceneEmbeddings) -> SceneEmbeddings:
     """Another method's embeddings of the scenes and objects of `base`.
 
-    path: a `.safetensors` file of SceneEmbeddings, as the tester writes (of an Instance Baseline, say), taken as it is; or vectors in
+    path: a `.safetensors` file of SceneEmbeddings, as the tester writes (of an Instance Baseline, say), of the same scenes; or vectors in
     an `.npz` with entries `<modality>/<scene>/<object id>` of one object and, where the method has them, `<modality>/<scene>` of a
     scene; or a folder of `<scene>.npz` with entries `<modality>/<object id>` and `<modality>`. Vectors need no unit length, and all
     have one width. Scenes without a vector of their own are the mean of their objects, as the paper compares such methods (Sec. 4.2).
@@ -28,7 +28,12 @@ def read_row(path: str | Path, base: SceneEmbeddings) -> SceneEmbeddings:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return read_embeddings(path)
+        row = read_embeddings(path)
+        same = all(getattr(row, key) == getattr(base, key) for key in ("datasets", "splits", "names"))
+        if not same or not np.array_equal(row.object_offset, base.object_offset) or not np.array_equal(row.object_id, base.object_id):
+            raise ValueError(f"{path}: embeddings of other scenes or objects ({len(row)} scenes, {len(row.object_id)} objects) than are tested "
+                             f"({len(base)}, {len(base.object_id)}); rows of one table are of the same")  # fmt: skip
+        return row
     scene_row = {name: row for row, name in enumerate(base.names)}
     objects: dict[str, dict[int, NDArray]] = {}
     scenes: dict[str, dict[int, NDArray]] = {}

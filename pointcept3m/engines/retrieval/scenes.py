@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene
+from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene, inputs_digest
 from pointcept3m.engines.retrieval.embed import concatenate, embed_batch
 from pointcept3m.engines.retrieval.inputs import (
     Query,
@@ -21,6 +21,7 @@ from pointcept3m.engines.retrieval.scene_pictures import scene_picture
 from pointcept3m.structures.modality_features import TOKENS, ModalityFeatures, modality_path, read_modalities
 from pointcept3m.structures.scene import Scene
 from pointcept3m.structures.scene_embeddings import SceneEmbeddings
+from pointcept3m.structures.scene_objects import SCENE_FILES, is_scene_folder
 
 
 def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
@@ -29,24 +30,22 @@ def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, given):
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder of scenes")
-        here = [path] if _is_scene(path) else sorted(folder for folder in (*path.glob("*"), *path.glob("*/*")) if _is_scene(folder))
+        here = [path] if is_scene_folder(path) else sorted(folder for folder in (*path.glob("[!.]*"), *path.glob("[!.]*/*")) if is_scene_folder(folder))
         if not here:
-            raise FileNotFoundError(f"{path}: no scene in it (no folder with coord.npy, objects.json, floorplan.png or color/)")
+            raise FileNotFoundError(f"{path}: no scene in it (no folder has color/ or one of {', '.join(SCENE_FILES)})")
         found += here
     return list(dict.fromkeys(found))
 
 
-def _is_scene(path: Path) -> bool:
-    # scenes that are being written lie in hidden folders
-    return not path.name.startswith(".") and path.is_dir() and any((path / name).exists() for name in ("coord.npy", "objects.json", "floorplan.png", "color"))
-
-
 def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> ModalityFeatures:
-    """The frozen features of a scene: of its file where the model's encoders made it, else extracted now."""
+    """The frozen features of a scene: of its file where the model's encoders, all of them, made it of what the scene holds; else
+    extracted now."""
     path = modality_path(folder, model.recipe.name, feature_root)
     if path.is_file():
         features = read_modalities(path)
-        if all(model.recipe.encoders.get(name) == made for name, made in features.encoders.items()):
+        # pictures may lie elsewhere than in the scene folder, so they are not compared
+        made_of = features.scene, features.encoders, features.details.get("inputs")
+        if made_of == (folder.name, model.recipe.encoders, inputs_digest(folder)):
             return features
     return extract_scene(folder, model.recipe, ModalitySettings())
 
@@ -63,15 +62,19 @@ def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None =
     return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root))
 
 
-def read_any(given: str | Path, model: RetrievalModel, kind: str | None = None, say: Say = print, **options: Any) -> Query:
+def read_any(
+    given: str | Path, model: RetrievalModel, kind: str | None = None, say: Say = print, feature_root: Path | None = None, **options: Any
+) -> Query:
     """A query of `read_query`, or one modality of a scene folder (kind "scene": all its objects, fused).
+
+    feature_root: where the features of scene folders lie, if not in them.
 
     Raises: as `read_query`; ValueError for a scene folder without a kind, which tells the kinds it has.
     """
     folder = Path(given)
     if not (folder.is_dir() and guess_kind(given) == "scene") or kind == "panorama":
         return read_query(given, model, kind, say, **options)
-    query = scene_query(folder, model)
+    query = scene_query(folder, model, feature_root)
     have = [name for name in TOKENS if name in query.features.tokens] + ["point"] * (query.points is not None) + ["scene"] * bool(len(query.features))
     if kind not in have:
         got = f"has no {kind}" if kind else "is a whole scene"

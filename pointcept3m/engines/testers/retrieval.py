@@ -86,7 +86,7 @@ class RetrievalTester(TesterBase):
         def embed_views(batch: Mapping[str, Any]) -> None:
             vectors, scene = embed_frames(self.model, batch)
             if len(vectors):
-                frames.append((vectors, [(batch["dataset"][row], batch["name"][row]) for row in scene]))
+                frames.append((vectors, [(batch["dataset"][row], batch["split"][row], batch["name"][row]) for row in scene]))
 
         embeddings = embed_dataset(self.model, self.test_loader, self.precision.autocast, check_stop, embed_views if self.frames else None)
         embeddings.details = {"encoders": encoders_of(self.test_loader), "weight": str(self.cfg.weight or ""), "task": "CrossOver"}
@@ -124,10 +124,11 @@ class RetrievalTester(TesterBase):
         return {f"{dataset}_{name}": value for dataset, scores in flat.items() for name, value in scores.items()}, {}
 
     def _localise(self, part: SceneEmbeddings, dataset: str, views: list) -> dict[str, dict[str, float]]:
-        number = {name: row for row, name in enumerate(part.names)}
-        chosen = [(vectors[row], number[scene]) for vectors, names in views for row, (owner, scene) in enumerate(names) if owner == dataset]
+        number = {key: row for row, key in enumerate(zip(part.datasets, part.splits, part.names, strict=True))}
+        chosen = [(vectors[row], number[key]) for vectors, keys in views for row, key in enumerate(keys) if key[0] == dataset]
         if not chosen:
             return {}
+        chosen.sort(key=lambda view: view[1])  # the order of the scenes, whatever process looked at them
         vectors, scene = np.stack([vector for vector, _ in chosen]), np.array([row for _, row in chosen])
         targets = [name for name in SCENE_MODALITIES if name != "image" and name in part.scenes and part.scene_known[name].any()]
         return {f"image->{target}": image_localisation(vectors, scene, part, target, seed=self.cfg.seed or 0) for target in targets}

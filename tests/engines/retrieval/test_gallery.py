@@ -130,3 +130,28 @@ def test_an_index_is_used_and_goes_with_its_vectors(tmp_path):
     file.write_bytes(kept)  # somebody copies the old one back
     with pytest.raises(ValueError, match="gallery was changed since"):
         Gallery(tmp_path / "db").index("image")
+
+
+def test_features_of_a_scene_that_has_changed_are_made_anew(tmp_path, monkeypatch):
+    """A file is believed where the model's encoders, all of them, made it of what the folder holds."""
+    from types import SimpleNamespace
+
+    from pointcept3m.engines.modalities.extract import inputs_digest
+    from pointcept3m.engines.retrieval import scenes
+    from pointcept3m.structures.modality_features import modality_path, write_modalities
+    from pointcept3m.structures.scene_objects import SceneFacts, write_facts
+    from tests.datasets.crossover_scenes import features
+
+    folder = tmp_path / "val" / "room"
+    folder.mkdir(parents=True)
+    write_facts(folder, SceneFacts("here"))
+    made = features("room", "val", details={"inputs": inputs_digest(folder)})
+    write_modalities(modality_path(folder, "pocket"), made)
+    monkeypatch.setattr(scenes, "extract_scene", lambda *arguments: "anew")
+    model = SimpleNamespace(recipe=SimpleNamespace(name="pocket", encoders=made.encoders))
+    assert scenes.scene_features(folder, model).scene == "room"
+    model.recipe.encoders = {**made.encoders, "sound": "another"}
+    assert scenes.scene_features(folder, model) == "anew"
+    model.recipe.encoders = made.encoders
+    write_facts(folder, SceneFacts("there"))
+    assert scenes.scene_features(folder, model) == "anew"
