@@ -16,9 +16,9 @@ from PIL import Image
 from pointcept3m.datasets.rooms import write_rooms
 from pointcept3m.engines.fusion import Job, Output, ViewSettings, find_scenes, fuse_scenes, guess_dataset, summary
 from pointcept3m.engines.fusion import scene as scene_module
-from pointcept3m.engines.fusion.job import share_out
 from pointcept3m.engines.fusion.teachers import DOWNLOAD, PRESETS, build_teachers, teacher_configs
 from pointcept3m.engines.fusion.views import choose_frames, shrink
+from pointcept3m.engines.scene_jobs import share_out
 from pointcept3m.models.builder import TEACHERS
 from pointcept3m.models.teachers import PocketTeacher, Teacher
 from pointcept3m.structures.camera import project

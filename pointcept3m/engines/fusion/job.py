@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ import torch
 from pointcept3m.engines.fusion.scene import Output, SceneReport, fuse_scene
 from pointcept3m.engines.fusion.teachers import build_teachers
 from pointcept3m.engines.fusion.views import DATASETS, DatasetDefaults, ViewSettings, choose_frames
+from pointcept3m.engines.scene_jobs import check_workers, run_scenes
 from pointcept3m.structures.fused_features import feature_path
 from pointcept3m.structures.scene import Scene
-from pointcept3m.utils import comm
 from pointcept3m.utils.files import TEMPORARY
-from pointcept3m.utils.logger import Progress
-from pointcept3m.utils.processes import as_done
 from pointcept3m.utils.registry import near_names
 
 logger = logging.getLogger("pointcept3m")
@@ -87,19 +85,6 @@ def choose_device(word: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if word == "cuda" else word
 
 
-def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """The numbers of the jobs of each of `parts` workers, so that their sums of `sizes` are about even.
-
-    The largest job goes first, each to whom has least; a worker's own are in the order of their numbers.
-    """
-    loads, shares = [0] * parts, [[] for _ in range(parts)]
-    for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
-        part = loads.index(min(loads))
-        loads[part] += max(1, sizes[row])
-        shares[part].append(row)
-    return [sorted(share) for share in shares]
-
-
 def fuse_scenes(folders: Sequence[Path], job: Job, workers: int = 0) -> list[SceneReport]:
     """Fuses all scenes, this process its share of them; returns the reports of all processes, in the order of `folders`.
 
@@ -107,32 +92,9 @@ def fuse_scenes(folders: Sequence[Path], job: Job, workers: int = 0) -> list[Sce
 
     Raises: what a scene raises, with the scene named; with `skip_broken` it is reported in `error` and the others go on.
     """
-    world, rank = comm.get_world_size(), comm.get_rank()
-    if workers > 1 and world > 1:
-        raise ValueError(f"--workers {workers} under torchrun's {world} processes: use one of the two")
+    check_workers(workers)
     build_teachers(job.teachers, job.device)  # what is wrong with them shows before any work
-    share = list(range(len(folders)))
-    if world > 1:
-        plan = share_out([_num_frames(folder, job) for folder in folders], world) if comm.is_main_process() else None
-        share = comm.all_gather(plan)[0][rank]
-    meeting = comm.Meeting()
-    mine: list[SceneReport] = []
-    with Progress(len(share), "fused scenes") as progress:
-        for report in _reports([folders[row] for row in share], job, workers, meeting):
-            mine.append(report)
-            logger.info("%s/%s: %s", report.split, report.name, line(report))
-            progress.update(text=f"{report.split}/{report.name}")
-    meeting.wait()
-    order = {(folder.parent.name, folder.name): row for row, folder in enumerate(folders)}
-    return sorted((report for part in comm.all_gather(mine) for report in part), key=lambda report: order[report.split, report.name])
-
-
-def _reports(folders: Sequence[Path], job: Job, workers: int, meeting: comm.Meeting) -> Iterator[SceneReport]:
-    if workers > 1:
-        yield from as_done(fuse_folder, [(folder, job) for folder in folders], workers)
-        return
-    for folder in folders:
-        yield fuse_folder(folder, job, meeting.beat)
+    return run_scenes(folders, job, fuse_folder, lambda folder: _num_frames(folder, job), line, "fused scenes", workers)
 
 
 def fuse_folder(folder: Path, job: Job, progress: Any = lambda: None) -> SceneReport:

@@ -4,14 +4,14 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pointcept3m.engines.fusion.job import share_out
 from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene, record
 from pointcept3m.engines.modalities.recipe import Recipe, build_recipe
+from pointcept3m.engines.scene_jobs import check_workers, run_scenes
 from pointcept3m.structures.modality_features import (
     OBJECT_MODALITIES,
     TOKENS,
@@ -21,10 +21,7 @@ from pointcept3m.structures.modality_features import (
     write_modalities,
 )
 from pointcept3m.structures.scene_objects import SCENE_FILES, is_scene_folder
-from pointcept3m.utils import comm
 from pointcept3m.utils.files import TEMPORARY
-from pointcept3m.utils.logger import Progress
-from pointcept3m.utils.processes import as_done
 from pointcept3m.utils.registry import near_names
 
 logger = logging.getLogger("pointcept3m")
@@ -108,33 +105,9 @@ def extract_scenes(folders: Sequence[Path], job: Job, workers: int = 0) -> list[
 
     Raises: what a scene raises, naming its file; with `skip_broken` it is reported in `error` and the others go on.
     """
-    world, rank = comm.get_world_size(), comm.get_rank()
-    if workers > 1 and world > 1:
-        raise ValueError(f"--workers {workers} under torchrun's {world} processes: use one of the two")
+    check_workers(workers)
     job.build()  # what is wrong with the encoders shows before any work
-    share = list(range(len(folders)))
-    if world > 1:
-        sizes = [sum(1 for _ in (folder / "mask").glob("*.png")) for folder in folders]
-        plan = share_out(sizes, world) if comm.is_main_process() else None
-        share = comm.all_gather(plan)[0][rank]
-    meeting = comm.Meeting()
-    mine: list[SceneReport] = []
-    with Progress(len(share), "scenes") as progress:
-        for report in _reports([folders[row] for row in share], job, workers, meeting):
-            mine.append(report)
-            logger.info("%s/%s: %s", report.split, report.name, line(report))
-            progress.update(text=f"{report.split}/{report.name}")
-    meeting.wait()
-    order = {(folder.parent.name, folder.name): row for row, folder in enumerate(folders)}
-    return sorted((report for part in comm.all_gather(mine) for report in part), key=lambda report: order[report.split, report.name])
-
-
-def _reports(folders: Sequence[Path], job: Job, workers: int, meeting: comm.Meeting) -> Iterator[SceneReport]:
-    if workers > 1:
-        yield from as_done(extract_folder, [(folder, job) for folder in folders], workers)
-        return
-    for folder in folders:
-        yield extract_folder(folder, job, meeting.beat)
+    return run_scenes(folders, job, extract_folder, lambda folder: sum(1 for _ in (folder / "mask").glob("*.png")), line, "scenes", workers)
 
 
 def extract_folder(folder: Path, job: Job, tick: Callable[[], None] = lambda: None) -> SceneReport:
