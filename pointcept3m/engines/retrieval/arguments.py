@@ -42,7 +42,8 @@ def retrieve_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "pointcept3m retrieve",
         "Finds scenes of a gallery by a picture, a floorplan, words or points.",
-        '  pointcept3m retrieve --query plan.png --gallery db --weight exp/crossover/rooms\n  pointcept3m retrieve --query "a desk near the window" --gallery db --weight W --target point\n',
+        '  pointcept3m retrieve --query plan.png --gallery db --weight exp/crossover/rooms\n  pointcept3m retrieve --query "a desk near the window" --gallery db --weight W --target point\n'
+        "  pointcept3m retrieve --query plan.png --metres-per-pixel 0.02 --gallery db --weight W --rerank exp/crossover/rooms-rerank/model/model_last.pth\n",
     )
     add = parser.add_argument
     add("--query", required=True, action="append", metavar="Q", help=f"{QUERY_HELP}; repeated, their vectors are averaged")
@@ -51,9 +52,12 @@ def retrieve_parser() -> argparse.ArgumentParser:
     add("--as", dest="given_as", action="append", metavar="KIND", help="image, panorama, floorplan, text or point, where the guess is wrong; of a scene folder, which of its modalities, or scene; once a query")
     add("--target", action="append", metavar="M", help="modality of the gallery to look in: image, point, floorplan, text, scene; may be repeated (all it has)")
     add("--top", type=int, default=5, metavar="K", help="scenes to show (%(default)s)")
-    add("--split")
+    add("--rerank", metavar="W", help="a trained re-ranker (configs/crossover/rooms-rerank.py): the first candidates by how their scans' walls fit the query, a floorplan")
+    add("--candidates", type=int, default=40, metavar="N", help="scenes that --rerank looks at (%(default)s)")
+    add("--metres-per-pixel", type=float, metavar="S", help="scale of a floorplan for --rerank; a scene folder's floorplan.json says its own")
+    add("--split", help="only scenes of this split")
     add("--category", help="kind of room")
-    add("--dataset")
+    add("--dataset", help="only scenes of this data set")
     add("--feature-root", type=Path, metavar="FOLDER", help="where features lie that are not in the scenes, for a scene folder as query")
     add("--without", action="append", default=[], metavar="SCENE", help="a scene that must not be found, such as the query's own; may be repeated")
     add("--without-place", action="append", default=[], metavar="PLACE", help="a place none of whose scans may be found")

@@ -27,12 +27,14 @@ def ask(
 
 
 def hit_rows(gallery: Gallery, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """What is known of each hit: rank from 1, scene, split, dataset, place, category, modality, score, folder, number in the gallery."""
+    """What is known of each hit: rank from 1, scene, split, dataset, place, category, modality, score, folder, number in the gallery;
+    geometry where the hits were re-ranked."""
     e, folders = gallery.embeddings, folders_of(gallery.embeddings)
     return [
         dict(
             rank=rank, scene=hit.name, split=e.splits[hit.number], dataset=e.datasets[hit.number], place=e.places[hit.number],
             category=e.categories[hit.number], modality=hit.modality, score=round(hit.score, 6), folder=folders[hit.number], number=hit.number,
+            **({} if hit.geometry is None else {"geometry": round(hit.geometry, 6)}),
         )
         for rank, hit in enumerate(hits, 1)
     ]  # fmt: skip

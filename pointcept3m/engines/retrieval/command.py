@@ -76,6 +76,7 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     if arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
     _check_outputs(arguments)
+    reranked = _reranker(arguments)
     from pointcept3m.engines.retrieval.ask import ask, hit_rows, ranking_sheet
     from pointcept3m.engines.retrieval.gallery import Filter, Gallery
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
@@ -91,11 +92,18 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     gallery.check_model(model.fingerprint, arguments.weight)
     kinds = kinds * len(arguments.query) if len(kinds) == 1 else kinds
     queries = [read_any(given, model, kind, **_reading(arguments)) for given, kind in zip(arguments.query, kinds, strict=True)]
-    hits = ask(gallery, model, queries, targets, arguments.top, chosen)
+    if reranked is None:
+        hits = ask(gallery, model, queries, targets, arguments.top, chosen)
+    else:
+        if queries[0].kind != "floorplan":
+            raise ValueError(f"--rerank compares a floorplan with scans; {arguments.query[0]} is read as {queries[0].kind} (--as floorplan says otherwise)")
+        candidates = ask(gallery, model, queries, targets, max(arguments.top, arguments.candidates), chosen)
+        hits = reranked(candidates, gallery)[: arguments.top]
     rows = hit_rows(gallery, hits)
-    print(f"{'rank':>4}  {'score':>6}  {'in':<10}{'category':<14}scene")
+    print(f"{'rank':>4}  {'score':>6}  {'in':<10}{'category':<14}{'' if reranked is None else 'geometry  '}scene")
     for row in rows:
-        print(f"{row['rank']:>4}  {row['score']:>6.3f}  {row['modality']:<10}{row['category'] or '-':<14}{row['split']}/{row['scene']}")
+        fits = "" if reranked is None else f"{row['geometry']:>8.2f}  " if "geometry" in row else f"{'-':>8}  "
+        print(f"{row['rank']:>4}  {row['score']:>6.3f}  {row['modality']:<10}{row['category'] or '-':<14}{fits}{row['split']}/{row['scene']}")
     for out in arguments.out:
         if out.suffix.lower() == ".json":
             asked = [{"query": given, "as": query.kind} for given, query in zip(arguments.query, queries, strict=True)]
@@ -104,6 +112,26 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
             save_png(out, ranking_sheet(queries, hits, gallery))
         print(f"{out}: written")
     return 0
+
+
+def _reranker(arguments: Any) -> Any:
+    """(candidates, gallery) -> hits by geometry, None without --rerank. Raises what is wrong with the plan or the re-ranker."""
+    if arguments.rerank is None:
+        if arguments.metres_per_pixel is not None:
+            raise ValueError("--metres-per-pixel belongs to --rerank")
+        return None
+    if len(arguments.query) != 1:
+        raise ValueError(f"--rerank compares one floorplan with scans, got {len(arguments.query)} queries")
+    if arguments.candidates < 1:
+        raise ValueError(f"--candidates must be at least 1, got {arguments.candidates}")
+    import torch
+
+    from pointcept3m.engines.retrieval.rerank import load_reranker, plan_to_compare, rerank_hits
+
+    plan = plan_to_compare(arguments.query[0], arguments.metres_per_pixel)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_reranker(arguments.rerank, device)
+    return lambda hits, gallery: rerank_hits(plan, hits, gallery, model)
 
 
 def _check_outputs(arguments: Any) -> None:

@@ -37,12 +37,14 @@ class Filter:
 
 @dataclass(frozen=True)
 class Hit:
-    """One scene found: its number in the gallery, name, the modality in which it is near, and the cosine there."""
+    """One scene found: its number in the gallery, name, the modality in which it is near, and the cosine there; geometry: the score of
+    its scan for a floorplan, where candidates were re-ranked."""
 
     number: int
     name: str
     modality: str
     score: float
+    geometry: float | None = None
 
 
 class Gallery:

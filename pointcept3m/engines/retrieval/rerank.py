@@ -1,6 +1,7 @@
 """Floorplan retrieval in two stages: vectors choose candidates, a re-ranker looks at the candidates' geometry."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from pointcept3m.datasets.plan_pairs import plan_raster, scan_raster
 from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.models.builder import build_model
 from pointcept3m.models.crossover.rerank import PlanReranker
-from pointcept3m.structures.scene_objects import Floorplan
+from pointcept3m.structures.images import read_color
+from pointcept3m.structures.scene_objects import Floorplan, read_floorplan
 
+from .gallery import Gallery, Hit, folders_of
 from .metrics import chance, hit_rate
 
 Scores = dict[str, float]
@@ -45,6 +48,51 @@ def rerank(plan: Floorplan, scenes: Sequence[str | Path], model: PlanReranker) -
     scores = all_scores(model, plans, scans)[0].cpu().numpy()
     model.train(training)
     return scores
+
+
+def plan_to_compare(given: str | Path, metres_per_pixel: float | None = None) -> Floorplan:
+    """The plan of a scene folder, or of a picture. Its scale is `metres_per_pixel`, or what the scene's floorplan.json says.
+
+    Raises: FileNotFoundError for a scene folder without a plan; ValueError where nothing tells the scale.
+    """
+    path = Path(given)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or (path.name == "floorplan.png" and (folder / "floorplan.json").is_file()):
+        plan = read_floorplan(folder)
+        if plan is None:
+            raise FileNotFoundError(f"{folder}: holds no floorplan.png, and --rerank compares the lines of a floorplan")
+    else:
+        plan = Floorplan(read_color(path))
+    if metres_per_pixel is not None:
+        plan = replace(plan, metres_per_pixel=metres_per_pixel)
+    if plan.metres_per_pixel is None or plan.metres_per_pixel <= 0:
+        told = "" if plan.metres_per_pixel is None else f", got {plan.metres_per_pixel}"
+        raise ValueError(f"{given}: --rerank compares rooms in metres: say --metres-per-pixel, as 0.02 where a metre is 50 pixels long{told}")
+    return plan
+
+
+def rerank_hits(plan: Floorplan, hits: Sequence[Hit], gallery: Gallery, model: PlanReranker, say: Callable[[str], None] = print) -> list[Hit]:
+    """Hits by how well the walls of their scans fit a plan, the best first, `geometry` filled; behind them, as they were, scenes
+    whose folder is gone or has no points with walls, and `say` tells how many.
+
+    Raises: ValueError where no scene is left to be compared, or the plan has no line.
+    """
+    plan_raster(plan, model.size, model.cell)  # what is wrong with the plan is no scene's fault
+    folders, scored, left, reason = folders_of(gallery.embeddings), [], [], ""
+    for hit in hits:
+        folder = folders[hit.number]
+        try:
+            if folder is None or not (Path(folder) / "coord.npy").is_file():
+                raise ValueError(f"no points in {folder or 'a folder that the gallery does not know'}")
+            scored.append(replace(hit, geometry=float(rerank(plan, [folder], model)[0])))
+        except ValueError as error:
+            left.append(hit)
+            reason = reason or f"{hit.name}: {error}"
+    if not scored:
+        raise ValueError(f"--rerank: none of {len(hits)} scenes found has points to compare with the plan; {reason}")
+    if left:
+        say(f"{len(left)} of {len(hits)} candidates could not be compared with the plan and stand behind the others; {reason}")
+    return sorted(scored, key=lambda hit: (-hit.geometry, hit.number)) + left
 
 
 @torch.no_grad()

@@ -8,10 +8,15 @@ import pytest
 from PIL import Image
 
 from pointcept3m.cli import run_for_user
+from pointcept3m.engines.checkpoint import save_weights
 from pointcept3m.engines.retrieval.command import embed_main, retrieve_main
 from pointcept3m.engines.retrieval.gallery import Gallery
 from pointcept3m.engines.retrieval.inputs import guess_kind
+from pointcept3m.engines.retrieval.rerank import rerank
+from pointcept3m.models.crossover.rerank import PlanReranker
 from pointcept3m.structures.images import read_color
+from pointcept3m.structures.scene_objects import read_floorplan
+from pointcept3m.utils.config import Config
 from tests.engines.retrieval.made import write_model, write_scenes
 
 
@@ -178,3 +183,40 @@ def test_the_index_of_a_gallery(made, tmp_path, capsys):
     hits = retrieve_main(["--query", "a chair", "--gallery", str(tmp_path / "db"), "--weight", made.weight])
     assert hits == 0 and capsys.readouterr().out.count("val/room") == 3
     assert embed_main([*argv[:-2], "--add"]) == 0 and "faiss index was of the scenes before" in capsys.readouterr().out
+
+
+def test_a_floorplan_is_reranked_by_the_walls_of_the_scans(made, tmp_path, capsys):
+    """The re-ranker's own order, whatever the vectors said; a scene whose points show no wall stands behind."""
+    import torch
+
+    torch.manual_seed(1)
+    model = PlanReranker(size=32, cell=0.3, dim=8)
+    with torch.no_grad():  # as made, its scores differ in the last digits alone
+        model.score.weight.mul_(100)
+    weight = tmp_path / "reranker.safetensors"
+    save_weights(model, weight, {"config": Config(dict(model=dict(type="CrossOver-rerank-v1m1", size=32, cell=0.3, dim=8))).pretty_text})
+    scenes, db = write_scenes(tmp_path, 4), tmp_path / "db"
+    np.save(scenes / "room1" / "coord.npy", np.load(scenes / "room1" / "coord.npy") * [1, 1, 0.01])
+    assert embed_main([str(scenes), "--weight", made.weight, "--gallery", str(db)]) == 0
+    given = ["--gallery", str(db), "--weight", made.weight, "--rerank", str(weight), "--target", "point"]
+    plan, out = scenes / "room0" / "floorplan.png", tmp_path / "hits.json"
+
+    assert retrieve_main(["--query", str(plan), *given, "--as", "floorplan", "--out", str(out)]) == 0
+    said, hits = capsys.readouterr().out, json.loads(out.read_text())["hits"]
+    named = {f"room{k}": rerank(read_floorplan(scenes / "room0"), [scenes / f"room{k}"], model.eval())[0] for k in (0, 2, 3)}
+    assert [hit["scene"] for hit in hits] == [*sorted(named, key=named.get, reverse=True), "room1"]
+    assert [hit["geometry"] for hit in hits[:3]] == pytest.approx(sorted(named.values(), reverse=True), abs=1e-5) and "geometry" not in hits[3]
+    assert "1 of 4 candidates could not be compared" in said and "room1" in said
+
+    lone = tmp_path / "plan.png"
+    shutil.copy(plan, lone)
+    assert retrieve_main(["--query", str(lone), *given, "--as", "floorplan", "--metres-per-pixel", "0.02", "--out", str(out), "--overwrite"]) == 0
+    assert json.loads(out.read_text())["hits"] == hits
+    with pytest.raises(ValueError, match="say --metres-per-pixel"):
+        retrieve_main(["--query", str(lone), *given, "--as", "floorplan"])
+    with pytest.raises(ValueError, match="is read as image"):
+        retrieve_main(["--query", str(plan), *given, "--as", "image"])
+    with pytest.raises(ValueError, match="one floorplan with scans, got 2 queries"):
+        retrieve_main(["--query", str(plan), "--query", str(plan), *given])
+    with pytest.raises(ValueError, match="wanted a CrossOver-rerank-v1m1"):
+        retrieve_main(["--query", str(plan), *given[:-4], "--rerank", made.weight])
