@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from pathlib import Path
 
 from study import REPOSITORY, arguments, cell, finished, summarise, write_record
@@ -45,13 +46,21 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-# table: (metric, score) columns, each the mean over pairs of two modalities, or of one pair
+# table: (metric, score) columns, each the mean over the table's pairs of modalities
+SCENE_COLUMNS = (("scene", "top1"), ("scene", "top5"), ("category", "top1"), ("temporal", "top1"), ("temporal", "top5"), ("intra_category", "top1"))
 COLUMNS = {
-    "scenes": (("scene", "top1"), ("scene", "top5"), ("category", "top1"), ("temporal", "top1"), ("temporal", "top5"), ("intra_category", "top1")),
+    "scenes": SCENE_COLUMNS,
+    "floorplans": SCENE_COLUMNS,
     "objects": (("instance", "top1"), ("instance", "top3"), ("instance", "R@50"), ("temporal_instance", "recall"), ("temporal_instance", "R@50")),
     "P->M": (("instance", "same"), ("instance", "diff"), ("instance", "top1"), ("instance", "top3")),
 }
-PAIRS = {"scenes": ("image", "point", "floorplan", "text"), "objects": ("image", "point", "cad", "text"), "P->M": ("point", "cad")}
+# Objects have no floorplan, so "scenes" are pairs that the mean of objects has, too.
+PAIRS = {
+    "scenes": list(permutations(("image", "point", "text"), 2)),
+    "floorplans": [pair for name in ("image", "point", "text") for pair in ((name, "floorplan"), ("floorplan", name))],
+    "objects": list(permutations(("image", "point", "cad", "text"), 2)),
+    "P->M": [("point", "cad")],
+}
 
 
 def slug(name: str) -> str:
@@ -106,8 +115,7 @@ def train(config: str, folder: Path, options: list[str], threads: int) -> None:
 
 def scores_of(results: dict, table: str, metric: str, score: str) -> float | None:
     """A column of one run: the mean over its pairs, None where there are none. results: metric -> pair -> scores."""
-    names = PAIRS[table]
-    pairs = [f"{a}->{b}" for a in names for b in names if a != b] if table != "P->M" else ["point->cad"]
+    pairs = [f"{a}->{b}" for a, b in PAIRS[table]]
     found = [results[metric][pair][score] for pair in pairs if score in results.get(metric, {}).get(pair, {})]
     return sum(found) / len(found) if found else None
 
@@ -131,7 +139,8 @@ def report(args: argparse.Namespace, folder: Callable[[str, int], Path], rows: l
             if (table == "P->M") != name.startswith("Table 4"):
                 continue
             values = {f"{m} {s}": [v for results in each if (v := scores_of(results, table, m, s)) is not None] for m, s in columns}
-            tables[table][name] = {column: summarise(v) for column, v in values.items() if v}
+            if any(values.values()):
+                tables[table][name] = {column: summarise(v) for column, v in values.items() if v}
         chances = {
             f"{m} {s}": [v for each in runs.values() for r in each if (v := scores_of(r, table, m, f"chance_{s}")) is not None] for m, s in columns
         }

@@ -1,7 +1,7 @@
 """Generates furnished rooms: RGB-D frames, scanned points and labels; nothing to download.
 
     python tools/preprocess/rooms.py --output-root data/rooms --train 100 --val 20 --workers 2
-    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 100 --val 30 --modalities --rescans 1
+    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 300 --val 40 --modalities --rescans 1 --rescan-splits val
     python tools/preprocess/rooms.py --output-root data/raw --train 4 --val 2 --raw-scannet
 
 The same numbers give the same files. With --modalities rooms are of a kind (bedroom, kitchen, ...) and come with objects, CAD
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (2)")
     add("--modalities", action="store_true", help="rooms of a kind, with objects, CAD models, masks, floorplan and referrals")
     add("--rescans", type=int, default=0, help="further scans of every room with things moved; needs --modalities (0)")
+    add("--rescan-splits", nargs="+", choices=SPLITS, metavar="SPLIT", default=SPLITS, help="splits whose rooms get them (all)")
     add("--drop", nargs="+", type=_share, default=[], metavar="MODALITY:SHARE", help="scans without image, point, cad, text or floorplan: cad:0.2 (none)")
     add("--raw-scannet", action="store_true", help="write a ScanNet download instead of scene folders")
     return parser
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folders = write_raw_scannet(args.output_root, seeds, args.num_frames, size, (size[0] * 2 + 2, size[1] * 2 + 4))
         print(f"{len(folders)} scenes as raw ScanNet in {args.output_root}")
         return 0
+    rescans = {split: args.rescans if split in args.rescan_splits else 0 for split in counts}
     for split, count in counts.items():
         start = time.monotonic()
 
@@ -67,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left = (time.monotonic() - start) / done * (total - done)
             print(f"[{done}/{total}] {split} ({left:.0f} s left)", file=sys.stderr)
 
-        settings = dict(workers=args.workers, modalities=args.modalities, rescans=args.rescans, drop=dict(args.drop))
+        settings = dict(workers=args.workers, modalities=args.modalities, rescans=rescans[split], drop=dict(args.drop))
         write_rooms(args.output_root, split, count, args.first_seed, args.num_frames, tuple(args.size), progress=show, **settings)
-    scans = sum(counts.values()) * (1 + args.rescans)
+    scans = sum(count * (1 + rescans[split]) for split, count in counts.items())
     print(f"{scans} {'scans of rooms' if args.rescans else 'rooms'} in {args.output_root}")
     return 0
 

@@ -30,6 +30,8 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--gallery", type=Path, metavar="FOLDER", help="writes or (--add) extends a gallery of scene folders")
     add("--out", type=Path, metavar="FILE", help=".npy: the unit vectors of what is given, a row each")
     add("--add", action="store_true", help="put the scenes into the gallery that is there")
+    add("--resume", action="store_true", help="go on with a gallery that was stopped: only folders that it has not")
+    add("--skip-broken", action="store_true", help="go on past scenes that raise an error, and list them at the end (exit code 1)")
     add("--index", choices=("exact", "faiss"), default="exact", help="faiss: an index for large galleries, its recall is printed (%(default)s)")
     add("--feature-root", type=Path, metavar="FOLDER", help="where tools/preprocess/modalities.py put features that are not in the scenes")
     add("--overwrite", action="store_true", help="replace --out where it exists")

@@ -10,14 +10,17 @@ import numpy as np
 from pointcept3m.engines.arguments import join_axis, rgbd_options, scan_options
 from pointcept3m.engines.retrieval.arguments import embed_parser, localize_parser, retrieve_parser
 
+WRITE_EVERY = 300.0  # seconds of work after which a gallery is written, so that --resume has something to go on from
+
 
 def embed_main(argv: Sequence[str] | None = None) -> int:
     """Writes a gallery or vectors; returns 0. Raises: what is wrong with the input, before the network runs where it can be told."""
     arguments = embed_parser().parse_args(join_axis(argv))
     if (arguments.gallery is None) == (arguments.out is None):
         raise ValueError("give --gallery FOLDER for scene folders, or --out FILE.npy for the vectors of anything else")
-    if arguments.add and arguments.gallery is None:
-        raise ValueError("--add belongs to --gallery")
+    for flag in ("add", "resume", "skip_broken"):
+        if getattr(arguments, flag) and arguments.gallery is None:
+            raise ValueError(f"--{flag.replace('_', '-')} belongs to --gallery")
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.engines.retrieval.inputs import embed_query, open_retrieval_model
     from pointcept3m.engines.retrieval.scenes import read_any
@@ -40,7 +43,7 @@ def _reading(arguments: Any) -> dict[str, Any]:
 
 
 def _embed_gallery(arguments: Any) -> int:
-    from pointcept3m.engines.retrieval.gallery import Gallery, write_gallery
+    from pointcept3m.engines.retrieval.gallery import Gallery, folders_of, write_gallery
     from pointcept3m.engines.retrieval.index import import_faiss
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
     from pointcept3m.engines.retrieval.scenes import embed_folders, find_scene_folders, scene_picture
@@ -49,22 +52,33 @@ def _embed_gallery(arguments: Any) -> int:
         import_faiss()
     folders = find_scene_folders(arguments.given)
     there = (arguments.gallery / "embeddings.safetensors").is_file()
-    if there and not arguments.add:
-        raise FileExistsError(f"{arguments.gallery}: holds a gallery already; --add puts scenes into it, another folder makes a new one")
+    if there and not (arguments.add or arguments.resume):
+        raise FileExistsError(f"{arguments.gallery}: holds a gallery already; --add puts scenes into it, --resume those that it has not, another folder makes a new one")
     model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
-    if there:
-        Gallery(arguments.gallery).check_model(model.fingerprint, arguments.weight)
+    gallery = Gallery(arguments.gallery) if there else None
+    if gallery is not None:
+        gallery.check_model(model.fingerprint, arguments.weight)
+        if arguments.resume:
+            before, embedded = len(folders), set(folders_of(gallery.embeddings))
+            folders = [folder for folder in folders if str(folder.resolve()) not in embedded]
+            print(f"{before - len(folders)} of {before} scenes are in {arguments.gallery} already")
     indexed = any((arguments.gallery / "index").glob("*.safetensors"))
-    embeddings = embed_folders(folders, model, arguments.feature_root)
-    gallery = write_gallery(arguments.gallery, embeddings, lambda number: scene_picture(folders[number]), arguments.add)
+    broken: dict[Path, Exception] | None = {} if arguments.skip_broken else None
+    for part in embed_folders(folders, model, arguments.feature_root, seconds=WRITE_EVERY, broken=broken):
+        pictures = [Path(folder) for folder in folders_of(part)]
+        gallery = write_gallery(arguments.gallery, part, lambda number, pictures=pictures: scene_picture(pictures[number]), add=gallery is not None)
+    if gallery is None:
+        raise ValueError(f"none of {len(folders)} scenes could be read; the first: {next(iter(broken.values()))}")
     known = ", ".join(f"{int(mask.sum())} {name}" for name, mask in gallery.embeddings.scene_known.items())
     print(f"{arguments.gallery}: {len(gallery)} scenes ({known})")
+    if broken:
+        print(f"left out, since they could not be read: {', '.join(folder.name for folder in broken)}")
     if arguments.index == "faiss":
         for modality in gallery.modalities:
             print(f"{modality}: {gallery.build_index(modality)}")
-    elif indexed:
+    elif indexed and folders:
         print("its faiss index was of the scenes before and is gone; --index faiss builds it again")
-    return 0
+    return 1 if broken else 0
 
 
 def retrieve_main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """Scene folders embedded whole, whether or not their modalities were extracted before, and their pictures."""
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +86,37 @@ def read_any(
 
 
 @torch.no_grad()
-def embed_folders(folders: Sequence[Path], model: RetrievalModel, feature_root: Path | None = None, batch: int = 8, say: Say = print) -> SceneEmbeddings:
-    """Embeds scene folders, in their order. Raises what a scene raises, which names it; ValueError where none of it is known."""
-    pieces = []
+def embed_folders(
+    folders: Sequence[Path], model: RetrievalModel, feature_root: Path | None = None, batch: int = 8, seconds: float = math.inf,
+    broken: dict[Path, Exception] | None = None, say: Say = print,
+) -> Iterator[SceneEmbeddings]:  # fmt: skip
+    """Embeds scene folders, in their order, in parts of about `seconds` of work; `details["folders"]` names the folders of a part.
+
+    broken: takes what is wrong with scenes that cannot be read, by folder; the others go on. Without it such a scene raises, naming it.
+    """
+    pieces, paths, since = [], [], time.monotonic()
     for start in range(0, len(folders), batch):
-        queries = [scene_query(folder, model, feature_root) for folder in folders[start : start + batch]]
-        piece = embed_batch(model.network, make_batch(queries, model), model.fingerprint)
-        for row in range(len(piece)):
-            if not any(known[row] for known in piece.scene_known.values()):
-                say(f"{folders[start + row]}: no modality that {model.weight} embeds; it will not be found")
-        pieces.append(piece)
+        queries, read = [], []
+        for folder in folders[start : start + batch]:
+            try:
+                queries.append(scene_query(folder, model, feature_root))
+                read.append(folder)
+            except (ValueError, OSError) as error:
+                if broken is None:
+                    raise
+                broken[folder] = error
+                say(f"{folder}: left out: {error}")
+        if queries:
+            piece = embed_batch(model.network, make_batch(queries, model), model.fingerprint)
+            for row, folder in enumerate(read):
+                if not any(known[row] for known in piece.scene_known.values()):
+                    say(f"{folder}: no modality that {model.weight} embeds; it will not be found")
+            pieces.append(piece)
+            paths += read
+        last = start + batch >= len(folders)
         say(f"{min(start + batch, len(folders))} of {len(folders)} scenes")
-    whole = concatenate(pieces)
-    whole.details["folders"] = [str(folder.resolve()) for folder in folders]
-    return whole
+        if pieces and (last or time.monotonic() - since > seconds):
+            part = concatenate(pieces)
+            part.details["folders"] = [str(path.resolve()) for path in paths]
+            yield part
+            pieces, paths, since = [], [], time.monotonic()

@@ -9,6 +9,8 @@ from PIL import Image
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.engines.checkpoint import save_weights
+from pointcept3m.engines.retrieval import command
+from pointcept3m.engines.retrieval import scenes as embed_scenes
 from pointcept3m.engines.retrieval.command import embed_main, retrieve_main
 from pointcept3m.engines.retrieval.gallery import Gallery
 from pointcept3m.engines.retrieval.inputs import guess_kind
@@ -172,6 +174,31 @@ def test_scenes_are_added(made, tmp_path, capsys):
     assert gallery.embeddings.details["folders"] == [str(path.resolve()) for path in (first / "room0", first / "room1", second / "room2")]
     (tmp_path / "nothing").mkdir()
     assert "no scene in it" in refused(capsys, embed_main, tmp_path / "nothing", *where, "--add")
+
+
+def test_a_gallery_that_was_stopped_goes_on(made, tmp_path, capsys, monkeypatch):
+    """What was embedded before the stop is not embedded again, and the whole equals a gallery made in one go."""
+    scenes, db = write_scenes(tmp_path, 3), tmp_path / "db"
+    whole, broken = scenes / "room1" / "objects.json", (scenes / "room1" / "objects.json").read_text()
+    whole.write_text("{")
+    monkeypatch.setattr(command, "WRITE_EVERY", 0.0)
+    real = embed_scenes.embed_folders
+    monkeypatch.setattr(embed_scenes, "embed_folders", lambda *given, **options: real(*given, **options, batch=1))
+    argv = [str(scenes), "--gallery", str(db), "--weight", made.weight]
+    assert "objects.json" in refused(capsys, embed_main, *argv)
+    assert Gallery(db).embeddings.names == ["room0"]  # written before the scene that ended it
+    assert embed_main([*argv, "--resume", "--skip-broken"]) == 1
+    said = capsys.readouterr().out
+    assert "1 of 3 scenes are in" in said and "2 of 2 scenes" in said and "left out, since they could not be read: room1" in said
+    whole.write_text(broken)
+    assert embed_main([*argv, "--resume"]) == 0 and "2 of 3 scenes are in" in capsys.readouterr().out
+    resumed, once = Gallery(db).embeddings, Gallery(made.gallery).embeddings
+    order = [resumed.names.index(name) for name in once.names]
+    for modality, rows in once.scenes.items():
+        np.testing.assert_allclose(resumed.scenes[modality][order], rows, atol=1e-5)
+    assert all(Gallery(db).picture(number) is not None for number in range(3))
+    assert embed_main([*argv, "--resume"]) == 0 and "3 of 3 scenes are in" in capsys.readouterr().out
+    assert "holds a gallery already" in refused(capsys, embed_main, *argv)
 
 
 def test_the_index_of_a_gallery(made, tmp_path, capsys):
