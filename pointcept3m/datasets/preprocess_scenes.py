@@ -1,9 +1,10 @@
 """What preprocessings into scene folders share: a scene is written whole or not at all, and one that is there is not made anew.
 
-A data set gives jobs, one a scene, and a function that fills the folder of a job; `preprocess` does the rest. Where a tool has
-joined torchrun's processes (`joined`), each takes its share.
+A data set gives jobs, one a scene, and a function that fills the folder of a job; `preprocess` does the rest, `run_tool` for a tool.
+Where a tool has joined torchrun's processes (`joined`), each takes its share.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -85,6 +86,18 @@ def preprocess(fill: Fill, jobs: Sequence[Job], settings: Any, workers: int = 2,
     meeting.wait()
     reports = {key: report for part in comm.all_gather(reports) for key, report in part.items()}
     return [reports[job.target.parent.name, job.target.name] for job in jobs]
+
+
+def run_tool(fill: Fill, jobs_of: Callable[[], Sequence[Job]], settings: Any, args: argparse.Namespace, pieces: Sequence[str] = ()) -> int:
+    """A tool's whole work on its jobs, shared out where torchrun started it: progress on stderr, at the end the summary.
+
+    args: has `workers` and `skip_broken`; others as `preprocess`. Returns 1 where a scene was skipped as broken, else 0.
+    """
+    with joined() as talks:
+        reports = preprocess(fill, jobs_of(), settings, args.workers, args.skip_broken, show_progress(), pieces)
+    if talks:
+        print(summary(reports))
+    return int(any(report.error for report in reports))
 
 
 @contextmanager

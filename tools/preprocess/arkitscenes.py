@@ -3,7 +3,8 @@
     python tools/preprocess/arkitscenes.py --raw-root /data/ARKitScenes --output-root data/arkitscenes \\
         --referrals ssg_ref_rel2_template.json --workers 8
 
-A run that was stopped continues where it stopped. docs/crossover_data.md has more.
+A run that was stopped continues where it stopped, and torchrun shares the scans out to processes and machines.
+docs/crossover_data.md has more.
 """
 
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_arkitscenes import fill_video, jobs_of
 from pointcept3m.datasets.preprocess_objects import ObjectSettings, chosen_lists, chosen_settings, object_parser
-from pointcept3m.datasets.preprocess_scenes import preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,10 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = object_parser(__doc__, "the folder with 3dod_train_val_splits.csv and 3dod/Training/ (or Training/, or scans/)", "data/arkitscenes", ("train", "val"))
     args = parser.parse_args(arguments)
     settings = ObjectSettings(**chosen_settings(args))
-    jobs = jobs_of(args.raw_root, args.output_root, args.splits, settings, chosen_lists(args))
-    reports = preprocess(fill_video, jobs, settings, args.workers, args.skip_broken, show_progress())
-    print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_video, lambda: jobs_of(args.raw_root, args.output_root, args.splits, settings, chosen_lists(args)), settings, args)
 
 
 if __name__ == "__main__":

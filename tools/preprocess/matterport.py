@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_matterport import Settings, fill_region, jobs_of
-from pointcept3m.datasets.preprocess_scenes import SPLITS, preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import SPLITS, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the preprocessing with progress on stderr; returns 1 where a region was skipped as broken."""
     args = build_parser().parse_args(arguments)
     settings = Settings(not args.no_frames, args.image_width, args.nearest)
-    jobs = jobs_of(args.raw_root, args.output_root, args.splits, args.category_mapping)
-    reports = preprocess(fill_region, jobs, settings, args.workers, args.skip_broken, show_progress())
-    print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_region, lambda: jobs_of(args.raw_root, args.output_root, args.splits, args.category_mapping), settings, args)
 
 
 if __name__ == "__main__":

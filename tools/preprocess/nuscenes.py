@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_nuscenes import VERSIONS, Settings, fill_sample, jobs_of
-from pointcept3m.datasets.preprocess_scenes import SPLITS, preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import SPLITS, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,11 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the preprocessing with progress on stderr; returns 1 where a key frame was skipped as broken."""
     args = build_parser().parse_args(arguments)
     print(f"reading the tables of {args.raw_root} (a minute, and some gigabytes of memory, for v1.0-trainval)", file=sys.stderr)
-    jobs = jobs_of(args.raw_root, args.output_root, args.version, args.splits, args.stride)
     settings = Settings(not args.no_frames, args.image_width)
-    reports = preprocess(fill_sample, jobs, settings, args.workers, args.skip_broken, show_progress())
-    print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_sample, lambda: jobs_of(args.raw_root, args.output_root, args.version, args.splits, args.stride), settings, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_openscene import SOURCES, Settings, fill_scene, guess_dataset, jobs_of
-from pointcept3m.datasets.preprocess_scenes import SPLITS, preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import SPLITS, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = jobs_of(args.points, args.output_root, args.frames, args.splits, dataset)
     print(f"{args.points[0]}: {len(jobs)} scenes of {dataset} (--dataset)")
     settings = Settings(dataset, args.normals == "estimate", args.nearest)
-    reports = preprocess(fill_scene, jobs, settings, args.workers, args.skip_broken, show_progress())
-    print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_scene, lambda: jobs, settings, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_scannet_objects import LABELS, MASKS, PIECES, Settings, fill_scene, jobs_of
-from pointcept3m.datasets.preprocess_scenes import SPLITS, joined, preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import SPLITS, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,12 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scan2cad, shapenet, layouts = (str(Path(path).resolve()) if path else "" for path in (args.scan2cad, args.shapenet, args.layouts))
     referrals = args.referrals if args.referrals in ("", "template") else str(Path(args.referrals).resolve())
     settings = Settings(args.masks, args.labels, referrals, scan2cad, shapenet, layouts, args.cad_iou, args.cad_points)
-    with joined() as talks:
-        jobs = jobs_of(args.raw_root, args.data_root, args.splits, settings, args.frames_root)
-        reports = preprocess(fill_scene, jobs, settings, args.workers, args.skip_broken, show_progress(), PIECES)
-    if talks:
-        print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_scene, lambda: jobs_of(args.raw_root, args.data_root, args.splits, settings, args.frames_root), settings, args, PIECES)
 
 
 if __name__ == "__main__":

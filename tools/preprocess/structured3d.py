@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pointcept3m.cli import run_for_user
 from pointcept3m.datasets.preprocess_objects import chosen_lists, chosen_settings, object_parser
-from pointcept3m.datasets.preprocess_scenes import joined, preprocess, show_progress, summary
+from pointcept3m.datasets.preprocess_scenes import run_tool
 from pointcept3m.datasets.preprocess_structured3d import Settings, fill_room, jobs_of
 
 
@@ -22,12 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--voxel", type=float, default=0.02, help="metres between fused points (0.02)")
     args = parser.parse_args(arguments)
     settings = Settings(**chosen_settings(args), panorama_views=args.panorama_views, voxel=args.voxel)
-    with joined() as talks:
-        jobs = jobs_of(args.raw_root, args.output_root, args.splits, settings, chosen_lists(args))
-        reports = preprocess(fill_room, jobs, settings, args.workers, args.skip_broken, show_progress())
-    if talks:
-        print(summary(reports))
-    return int(any(report.error for report in reports))
+    return run_tool(fill_room, lambda: jobs_of(args.raw_root, args.output_root, args.splits, settings, chosen_lists(args)), settings, args)
 
 
 if __name__ == "__main__":
