@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -262,6 +265,21 @@ def test_colours_at_vertices_are_taken_and_corners_of_several_texels_are_average
     path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/1 3/2\n")
     with pytest.raises(ValueError, match=r"texels up to \[3, 2\], there are \[3, 1\]"):
         read_textured(path)
+
+
+@pytest.mark.long
+def test_processes_of_torchrun_share_the_scans(raw, tmp_path):
+    tool = Path(__file__).resolve().parents[2] / "tools" / "preprocess" / "scan3r.py"
+    words = ["--raw-root", str(raw), "--frame-stride", "3", "--workers", "0", "--output-root"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = subprocess.run([sys.executable, str(tool), *words, str(tmp_path / "one")], capture_output=True, text=True, env=environment, timeout=120)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    shared = subprocess.run([*torchrun, str(tool), *words, str(tmp_path / "two")], capture_output=True, text=True, env=environment, timeout=120)
+    assert alone.returncode == 0 and shared.returncode == 0, alone.stderr + shared.stderr
+    assert shared.stdout == alone.stdout and "3 scenes" in alone.stdout  # the summary of all, told once
+    files = {str(path.relative_to(tmp_path / "one")): path.read_bytes() for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert files == {str(path.relative_to(tmp_path / "two")): path.read_bytes() for path in (tmp_path / "two").rglob("*") if path.is_file()}
+    assert shared.stderr.count("/2] ") == 2 and shared.stderr.count("/1] ") == 1  # progress of each process: its own share
 
 
 def test_the_tool_skips_a_broken_scan_and_says_so(raw, tmp_path, capsys):
