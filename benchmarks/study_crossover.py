@@ -1,7 +1,7 @@
 """The miniature of CrossOver's tables on generated rooms, over seeds.
 
-    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 80 --val 40 --modalities --rescans 1
-    python tools/preprocess/modalities.py --data-root data/rooms_modalities --split train val --recipe pocket
+    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 250 --val 40 --modalities --rescans 1 --rescan-splits val
+    python tools/preprocess/modalities.py --data-root data/rooms_modalities --split train val --recipe pocket --views 4 --num-texts 60 --workers 2
     python tools/preprocess/chunks.py --data-root data/rooms_modalities
     python benchmarks/study_crossover.py --data data/rooms_modalities --runs exp/study_crossover --seeds 0 1 2
 

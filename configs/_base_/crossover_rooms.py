@@ -6,6 +6,7 @@ _options_ = dict(
     recipe="pocket",
     widths=dict(object_image=112, object_point=128, object_cad=128, object_text=256, image_token=224, floorplan_token=224, text_token=256),
     cache=True,
+    referrals=30,  # of up to 60 that are extracted: a room has some 28 objects
     grid_size=0.15,
     thin=0.1,
     dim=128,

@@ -13,8 +13,8 @@ ROOMS_HINT = (
     "makes them, and `pointcept3m demo` makes some and trains on them."
 )
 MODALITIES_HINT = (
-    "Generated rooms have all modalities: `python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 80 --val 40 "
-    "--modalities --rescans 1` makes them, `python tools/preprocess/modalities.py` their features (docs/crossover.md); "
+    "Generated rooms have all modalities: `python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 250 --val 40 "
+    "--modalities --rescans 1 --rescan-splits val` makes them, `python tools/preprocess/modalities.py` their features (docs/crossover.md); "
     "`pointcept3m demo` needs neither."
 )
 

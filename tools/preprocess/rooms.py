@@ -1,7 +1,7 @@
 """Generates furnished rooms: RGB-D frames, scanned points and labels; nothing to download.
 
     python tools/preprocess/rooms.py --output-root data/rooms --train 100 --val 20 --workers 2
-    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 300 --val 40 --modalities --rescans 1 --rescan-splits val
+    python tools/preprocess/rooms.py --output-root data/rooms_modalities --train 250 --val 40 --modalities --rescans 1 --rescan-splits val
     python tools/preprocess/rooms.py --output-root data/raw --train 4 --val 2 --raw-scannet
 
 The same numbers give the same files. With --modalities rooms are of a kind (bedroom, kitchen, ...) and come with objects, CAD

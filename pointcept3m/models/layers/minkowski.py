@@ -87,5 +87,5 @@ class MinkowskiBatchNorm(SparseModule):
         self.bn = nn.BatchNorm1d(channels)
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
-        need_two_cells(self, "MinkUNet", x.features.size(0))
+        need_two_cells(self, "batch norm of a sparse network", x.features.size(0))
         return x.replace_feature(self.bn(x.features))
