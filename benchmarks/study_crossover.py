@@ -38,7 +38,7 @@ NO_TEXT = "drop={'text': 1.0}"
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "base": (WHOLE, []),
     "all pairs": (WHOLE, ["pairs=all"]),
-    "joint": (WHOLE, ["chain=(('instance', None), ('unified', 'instance'))", "rows=('instance',)"]),
+    "joint": (WHOLE, ["chain=(('instance', None), ('joint', 'instance'))", "rows=('instance',)"]),
     "without F": (WHOLE, ["drop={'floorplan': 1.0}"]),
     "untrained": (WHOLE, ["lr=0.0", "epochs={'baseline': 1, 'instance': 1, 'scene': 1, 'unified': 1}"]),
     **{f"Table 4, {share.replace('_', '/')}": (INSTANCE, [f"share={share!r}", NO_TEXT]) for share in ("25_75", "50_50", "75_25")},

@@ -20,7 +20,7 @@ from pointcept3m.datasets.object_boxes import upright_box
 from pointcept3m.datasets.object_masks import LabelledMesh, View
 from pointcept3m.datasets.preprocess_scenes import SPLITS, SceneReport, save_camera, save_color, shrunk
 from pointcept3m.datasets.referrals import describe
-from pointcept3m.structures.camera import SizeHW, resize_nearest, scale_intrinsic
+from pointcept3m.structures.camera import SizeHW, resize_nearest, scale_intrinsic, turn_view, upright_quarters
 from pointcept3m.structures.images import read_color, read_depth, write_depth
 from pointcept3m.structures.scene_objects import SceneObject, write_mask, write_objects
 from pointcept3m.utils.files import near_files
@@ -42,7 +42,7 @@ class ObjectSettings:
     """What the user chose.
 
     frame_stride: every n-th picture, 0 none; num_frames: at most so many of those, evenly spaced, 0 all · image_width: of pictures
-    and masks, at most, 0 as they are · masks: cast them · referrals: "" none, "template" our own sentences (datasets/referrals.py),
+    and masks, at most, 0 as they are · upright: turn a scan's pictures by the quarter turn after which most stand upright · masks: cast them · referrals: "" none, "template" our own sentences (datasets/referrals.py),
     or the path of SceneVerse's file.
     """
 
@@ -51,6 +51,7 @@ class ObjectSettings:
     image_width: int = 640
     masks: bool = True
     referrals: str = ""
+    upright: bool = True
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ def object_parser(doc: str, raw: str, output: str, splits: Sequence[str] = SPLIT
     add("--frame-stride", type=int, default=frame_stride, help=f"every n-th picture; 0: points and objects only ({frame_stride}; CrossOver takes each)")
     add("--num-frames", type=int, default=0, help="at most this many of those a scene, evenly spaced; 0: all (0)")
     add("--image-width", type=int, default=640, help="of the pictures and masks written, at most; 0: as they are (640)")
+    add("--as-recorded", action="store_true", help="leave pictures that were taken sideways as they are; else a scan's are turned upright, by a quarter or half, by their poses")
     add("--no-masks", action="store_true", help="do not cast masks of objects")
     add("--referrals", default="", metavar="FILE", help="SceneVerse's ssg_ref_rel2_template.json, or 'template' for sentences made from the boxes")
     add("--skip-broken", action="store_true", help="go on past scenes that cannot be read, and list them at the end")
@@ -83,7 +85,8 @@ def object_parser(doc: str, raw: str, output: str, splits: Sequence[str] = SPLIT
 def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `ObjectSettings` that the options of `object_parser` say."""
     referrals = args.referrals if args.referrals in ("", "template") else str(Path(args.referrals).resolve())
-    return dict(frame_stride=args.frame_stride, num_frames=args.num_frames, image_width=args.image_width, masks=not args.no_masks, referrals=referrals)
+    chosen = dict(frame_stride=args.frame_stride, num_frames=args.num_frames, image_width=args.image_width)
+    return dict(**chosen, masks=not args.no_masks, referrals=referrals, upright=not args.as_recorded)
 
 
 def chosen_lists(args: argparse.Namespace) -> dict[str, str]:
@@ -219,25 +222,30 @@ def write_frames(folder: Path, report: SceneReport, frames: Iterable[RawFrame], 
     depth_intrinsic: (matrix, (H, W) it is for) where one camera took all colour and one all depth, which then keep sizes of their
     own; without it each frame has an intrinsic of its own, and its depth the size of its colour.
     """
-    seen = 0
+    frames, seen = list(frames), 0
+    quarters = upright_quarters([frame.pose for frame in frames]) if settings.upright else 0
+    report.note(f"pictures turned clockwise by {90 * quarters} degrees to stand upright", len(frames) if quarters else 0)
     for frame in frames:
         color = read_color(frame.color)
-        size = shrunk(color.shape[:2], settings.image_width)
         if abs(color.shape[1] * frame.size[0] / (color.shape[0] * frame.size[1]) - 1) > 0.03:
             raise ValueError(f"{frame.color}: {color.shape[1]} x {color.shape[0]} pixels, its camera is calibrated for {frame.size[1]} x {frame.size[0]}")
-        intrinsic = scale_intrinsic(frame.intrinsic, frame.size, size)
+        intrinsic, calibrated, pose = turn_view(frame.intrinsic, frame.size, frame.pose, quarters)
+        color = np.ascontiguousarray(np.rot90(color, -quarters))
+        size = shrunk(color.shape[:2], settings.image_width)
+        intrinsic = scale_intrinsic(intrinsic, calibrated, size)
         save_color(folder / "color" / f"{frame.name}.jpg", color, size)
-        save_camera(folder, frame.name, frame.pose, intrinsic if depth_intrinsic is None else None)
+        save_camera(folder, frame.name, pose, intrinsic if depth_intrinsic is None else None)
         if depth_intrinsic:
             save_camera(folder, "intrinsic_color", None, intrinsic)
         if frame.depth is not None:
-            depth = read_depth(frame.depth)
+            depth = np.ascontiguousarray(np.rot90(read_depth(frame.depth), -quarters))
             (folder / "depth").mkdir(exist_ok=True)
             write_depth(folder / "depth" / f"{frame.name}.png", depth if depth_intrinsic else resize_nearest(depth, size))
             if depth_intrinsic:
-                save_camera(folder, "intrinsic_depth", None, scale_intrinsic(depth_intrinsic[0], depth_intrinsic[1], depth.shape))
+                matrix, calibrated, _ = turn_view(*depth_intrinsic, frame.pose, quarters)
+                save_camera(folder, "intrinsic_depth", None, scale_intrinsic(matrix, calibrated, depth.shape))
         if mesh is not None:
-            ids, _ = mesh.look(View(intrinsic, frame.pose, size))
+            ids, _ = mesh.look(View(intrinsic, pose, size))
             write_mask(folder, frame.name, ids)
             seen += bool((ids >= 0).any())
         report.num_frames += 1

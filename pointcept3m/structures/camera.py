@@ -21,6 +21,26 @@ def scale_intrinsic(intrinsic: ArrayLike, from_size: SizeHW, to_size: SizeHW) ->
     return result
 
 
+def turn_view(intrinsic: ArrayLike, size: SizeHW, pose: ArrayLike, quarters: int) -> tuple[NDArray[np.float64], SizeHW, NDArray[np.float64]]:
+    """(intrinsic [3, 3], size (H, W), pose [4, 4] camera->world) of a picture that is turned clockwise by so many quarters, as
+    `np.rot90(picture, -quarters)` turns it: every point of the world keeps the pixel that shows it."""
+    intrinsic, pose = np.array(intrinsic, dtype=np.float64)[:3, :3], np.array(pose, dtype=np.float64)
+    for _ in range(quarters % 4):
+        pixels = np.array([[0, -1, size[0]], [1, 0, 0], [0, 0, 1]], dtype=np.float64)  # right goes down, down goes left
+        axes = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=np.float64)
+        intrinsic, size = pixels @ intrinsic @ axes.T, (size[1], size[0])
+        pose[:3, :3] = pose[:3, :3] @ axes.T
+    return intrinsic, size, pose
+
+
+def upright_quarters(poses: ArrayLike) -> int:
+    """By how many quarters (0 to 3), clockwise, most pictures of poses [N, 4, 4] (camera->world, z up) have to be turned to stand
+    upright. Those that look straight up or down say little, and count for as little."""
+    down = -np.asarray(poses, dtype=np.float64).reshape(-1, 4, 4)[:, 2, :2]  # the world's down along each camera's x and y
+    votes = np.maximum(np.stack([down[:, 1], down[:, 0], -down[:, 1], -down[:, 0]]), 0).sum(axis=1)
+    return int(np.argmax(votes)) if len(down) else 0
+
+
 def invert_pose(pose: ArrayLike) -> NDArray[np.float64]:
     """The inverse of a 4x4 affine matrix [..., 4, 4]: camera->world from world->camera and back."""
     return np.linalg.inv(np.asarray(pose, dtype=np.float64))

@@ -127,19 +127,25 @@ def write_3rscan_scan(folder: Path, coord, faces, ids, to_scan, labelled: bool =
     write_textured(folder, own, faces, color_at(coord))
 
 
-def write_3rscan_frames(folder: Path, to_scan, boxes=BOXES) -> None:
+def write_3rscan_frames(folder: Path, to_scan, boxes=BOXES, sideways: bool = False) -> None:
+    """sideways: the camera was held turned by a quarter, its right side down, as 3RScan's tablets are."""
     sequence = folder / "sequence"
     sequence.mkdir()
-    numbers = " ".join(str(v) for v in np.block([[INTRINSIC, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]).ravel())
-    half = np.diag([0.5, 0.5, 1]) @ INTRINSIC
+    size, intrinsic, held = SIZE, INTRINSIC, np.eye(4)
+    if sideways:  # its x is what was y, its y what was -x
+        size, intrinsic = SIZE[::-1], np.array([[60.0, 0, 24.5], [0, 60.0, SIZE[1] - 31.0], [0, 0, 1]])
+        held[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    numbers = " ".join(str(v) for v in np.block([[intrinsic, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]).ravel())
+    half = np.diag([0.5, 0.5, 1]) @ intrinsic
     halves = " ".join(str(v) for v in np.block([[half, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]).ravel())
     (sequence / "_info.txt").write_text(
-        f"m_versionNumber = 4\nm_colorWidth = {SIZE[1]}\nm_colorHeight = {SIZE[0]}\nm_depthWidth = {SIZE[1] // 2}\nm_depthHeight = {SIZE[0] // 2}\n"
+        f"m_versionNumber = 4\nm_colorWidth = {size[1]}\nm_colorHeight = {size[0]}\nm_depthWidth = {size[1] // 2}\nm_depthHeight = {size[0] // 2}\n"
         f"m_depthShift = 1000\nm_calibrationColorIntrinsic = {numbers}\nm_calibrationDepthIntrinsic = {halves}\nm_frames.size = {len(VIEWS)}\n"
     )
     for k, pose in enumerate(VIEWS):
-        _, color, _ = picture(pose, boxes=boxes)
-        depth, _, _ = picture(pose, half, (SIZE[0] // 2, SIZE[1] // 2), boxes)
+        pose = pose @ held
+        _, color, _ = picture(pose, intrinsic, size, boxes)
+        depth, _, _ = picture(pose, half, (size[0] // 2, size[1] // 2), boxes)
         Image.fromarray(color).save(sequence / f"frame-{k:06d}.color.jpg", quality=95)
         write_pgm(sequence / f"frame-{k:06d}.depth.pgm", depth)
         np.savetxt(sequence / f"frame-{k:06d}.pose.txt", to_scan @ pose)

@@ -33,6 +33,7 @@ from tests.datasets.raw_scans import (
     room,
     turn,
     write_3rscan,
+    write_3rscan_frames,
     write_3rscan_scan,
     write_json,
 )
@@ -101,6 +102,28 @@ def test_frames_are_posed_in_the_scans_own_axes_with_depth_that_meets_the_mesh(d
         assert np.allclose(np.linalg.inv(frame.extrinsic), np.linalg.inv(TO_REFERENCE) @ pose, atol=1e-6)
         wanted = picture(pose, frame.intrinsic, frame.depth.shape, changed_room()[3])[0]
         assert frame.depth.shape == (24, 32) and np.abs(frame.depth - wanted).max() < 2e-3
+
+
+def test_pictures_taken_sideways_are_turned_upright(raw, done, tmp_path):
+    """Cameras, depth and masks are those of an upright camera; --as-recorded leaves what was recorded, which is as true."""
+    write_json(tmp_path / "raw" / "3RScan.json", meta_3rscan())
+    shutil.copytree(raw / REFERENCE, tmp_path / "raw" / REFERENCE, ignore=shutil.ignore_patterns("sequence"))
+    write_3rscan_frames(tmp_path / "raw" / REFERENCE, np.eye(4), sideways=True)
+    reports = {}
+    for upright in (True, False):
+        settings = ObjectSettings(frame_stride=1, upright=upright)
+        reports[upright] = preprocess(fill_scan, jobs_of(tmp_path / "raw", tmp_path / str(upright), ("train",), settings), settings, 0, skip_broken=True)
+    turned, upright = Scene(tmp_path / "True" / "train" / REFERENCE), Scene(done[0] / "train" / REFERENCE)
+    for name in upright.frame_names:
+        one, other = turned.frame(name), upright.frame(name)
+        np.testing.assert_allclose(one.intrinsic, other.intrinsic, atol=1e-6)
+        np.testing.assert_allclose(one.extrinsic, other.extrinsic, atol=1e-6)
+        np.testing.assert_allclose(one.depth, other.depth, atol=2e-3)
+        assert np.array_equal(read_mask(turned.root, name), read_mask(upright.root, name))
+        assert np.abs(one.rgb - other.rgb).mean() < 3 / 255  # two JPEGs of one picture
+    assert "pictures turned clockwise by 90 degrees to stand upright: 4 in 1 scenes" in summary(reports[True])
+    kept = Scene(tmp_path / "False" / "train" / REFERENCE).frame(upright.frame_names[0])
+    assert kept.rgb.shape[:2] == upright.frame(upright.frame_names[0]).rgb.shape[1::-1] and "turned" not in summary(reports[False])
 
 
 def test_places_and_what_moved(done):

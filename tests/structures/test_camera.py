@@ -23,6 +23,31 @@ def test_project_by_hand():
     assert np.isnan(pixel[1]).all()
 
 
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3, 5])
+def test_a_turned_view_shows_every_point_where_the_turned_picture_has_it(quarters):
+    rng = np.random.default_rng(quarters)
+    pose, size = some_pose(rng), (480, 640)
+    shown = rng.integers(0, 200, size)
+    depth = rng.uniform(1, 3, 40)
+    row, column = rng.integers(0, size[0], 40), rng.integers(0, size[1], 40)
+    coord = camera.transform_coord(camera.pixel_rays(size, K)[row, column] * depth[:, None], pose)
+    intrinsic, turned, back = camera.turn_view(K, size, pose, quarters)
+    picture = np.rot90(shown, -quarters)
+    pixel, z = camera.project(coord, intrinsic, camera.invert_pose(back))
+    assert turned == picture.shape and np.linalg.det(back[:3, :3]) == pytest.approx(1)
+    np.testing.assert_allclose(z, depth)
+    np.testing.assert_allclose(pixel % 1, 0.5, atol=1e-6)
+    assert np.array_equal(picture[pixel[:, 1].astype(int), pixel[:, 0].astype(int)], shown[row, column])
+
+
+def test_most_pictures_decide_what_is_upright():
+    level = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # looks along +y of a world whose z is up
+    sideways = camera.turn_view(K, (480, 640), level, 3)[2]  # one quarter clockwise brings it back
+    down = np.diag([1.0, -1, -1, 1])
+    assert camera.upright_quarters([level]) == 0 and camera.upright_quarters([sideways, sideways, level]) == 1
+    assert camera.upright_quarters([down] * 5 + [sideways]) == 1 and camera.upright_quarters(np.zeros((0, 4, 4))) == 0
+
+
 def test_unproject_inverts_project_at_pixel_centres():
     rng = np.random.default_rng(0)
     pose = some_pose(rng)
