@@ -7,7 +7,7 @@ import pytest
 
 from pointcept3m.datasets import build_dataset, collate_fn
 from pointcept3m.engines import TRAINERS
-from pointcept3m.engines.defaults import default_config_parser, fill_registries, with_defaults
+from pointcept3m.engines.defaults import default_config_parser, fill_registries, runtime_of, with_defaults
 from pointcept3m.engines.testers import TESTERS
 from pointcept3m.models.builder import build_model
 from pointcept3m.utils.config import Config
@@ -38,6 +38,39 @@ def count(model, trained=True):
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("crossover"), train=4, val=3)
+
+
+def test_rows_of_the_study_are_settings_that_fit(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(CONFIGS.parents[1] / "benchmarks"))
+    from study_crossover import VARIANTS
+
+    rows = {}
+    for name, (config, words) in VARIANTS.items():
+        options = [*words, "data_root='data/rooms_modalities'", f"save_path={str(tmp_path)!r}"]
+        rows[name] = cfg = with_defaults(default_config_parser(CONFIGS.parents[1] / config, options))
+        TRAINERS.build(dict(cfg.train), cfg=cfg) if cfg.train.type == "StagedTrainer" else runtime_of(cfg)
+    assert [stage.model.stage for stage in rows["joint"].train.stages[1:]] == ["joint"]
+    assert all(stage.optimizer.lr == 0 for stage in rows["untrained"].train.stages)
+
+
+def test_settings_that_no_stage_hears_are_refused(tmp_path):
+    def staged(**options):
+        cfg = config_of("rooms", {**options, "save_path": str(tmp_path)})
+        return TRAINERS.build(dict(cfg.train), cfg=cfg)
+
+    with pytest.raises(ValueError, match=r"clip_grad is set for the run as a whole.*train.stages.3.clip_grad \(baseline, instance, scene, unified\)"):
+        staged(clip_grad=0.1)
+    with pytest.raises(ValueError, match="model is set for the run"):
+        staged(**{"model.dropout": 0.5})
+    with pytest.raises(ValueError, match="batch_size is set for the run"):
+        staged(batch_size=4)
+    with pytest.raises(ValueError, match="epoch = 7 must be a multiple"):
+        staged(**{"train.stages.2.epoch": 7})
+    weight = str(tmp_path / "pretrained.pth")
+    trainer = staged(backbone_weight=weight, backbone_out_channels=16, seed=3, **{"data.test.data_root": "elsewhere"})
+    assert trainer.stages[-1].model.backbone_out_channels == 16
+    loaders = [[hook.get("weight") for hook in stage.hooks if hook.type == "CheckpointLoader"] for stage in trainer.stages]
+    assert loaders == [[None], [None], [None], [None, weight]]
 
 
 def test_all_of_them_are_there():

@@ -145,7 +145,7 @@ model = (
 into_instance = dict(keywords="module.", replacement="module.instance.", part="instance") if start == "instance" else {}
 hooks = [
     dict(type="CheckpointLoader", **into_instance),
-    *([] if backbone_weight is None else [dict(type="CheckpointLoader", weight=backbone_weight, part="backbone")]),
+    *([] if backbone_weight is None or not needs_points else [dict(type="CheckpointLoader", weight=backbone_weight, part="backbone")]),
     dict(type="IterationTimer", warmup_iter=2),
     dict(type="InformationWriter", interval=50),
     # The fusion alone has no encoder of a scene yet, so there is nothing to retrieve.

@@ -21,9 +21,13 @@ pairs = None
 epochs = None
 rounds = None
 lr = None
+backbone = None
+backbone_out_channels = None
+feat_keys = None
+backbone_weight = None
 shared = dict(
     data_root=data_root, test_root=test_root, feature_root=feature_root, recipe=recipe, widths=widths, drop=drop, pairs=pairs, epochs=epochs,
-    rounds=rounds, lr=lr,
+    rounds=rounds, lr=lr, backbone=backbone, backbone_out_channels=backbone_out_channels, feat_keys=feat_keys, backbone_weight=backbone_weight,
 )  # fmt: skip
 shared = {name: value for name, value in shared.items() if value is not None}
 

@@ -12,7 +12,7 @@ from pointcept3m.utils.logger import get_root_logger
 from pointcept3m.utils.registry import near_names
 
 from .checkpoint import BEST, LAST
-from .defaults import RUN_FILES, check_writable, dump_config, fill_registries, with_defaults
+from .defaults import RUN_FILES, check_writable, dump_config, fill_registries, runtime_of, with_defaults
 from .trainer import TRAINERS
 
 # Settings of the machine and of the run as a whole, which stages take from the config that lists them.
@@ -21,6 +21,7 @@ SHARED = (
     "wandb_project", "custom_imports",
 )  # fmt: skip
 OWN = ("name", "start")  # entries of a stage that are no settings of its training
+OF_THE_RUN = (*SHARED, "save_path", "weight", "resume", "train", "test")  # what the outer config may say otherwise than the last stage
 
 
 @TRAINERS.register_module()
@@ -37,7 +38,8 @@ class StagedTrainer:
     With `resume`, finished stages (they have metrics.json) are passed over, and one that was stopped goes on where it was. Without
     it, what an earlier run left in the folder moves to `previous-<n>/`.
 
-    Raises: ValueError or KeyError, before anything is trained, for stages without a name, of one name, or that start from none.
+    Raises: ValueError or KeyError, before anything is trained, for stages without a name, of one name, or that start from none, for
+        settings of a stage that do not fit each other, and for settings beside the stages that none of them would hear of.
     """
 
     def __init__(self, cfg: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], rows: Sequence[str] = ()):
@@ -51,7 +53,8 @@ class StagedTrainer:
             start = stage.get("start")
             if start is not None and start not in names[:number]:
                 raise KeyError(f"StagedTrainer: stage {stage.name!r} starts from {start!r}, which is no stage before it; {near_names(start, names[:number])}")
-            with_defaults({key: value for key, value in stage.items() if key not in OWN})
+            runtime_of(with_defaults({key: value for key, value in stage.items() if key not in OWN}))
+        self._refuse_unheard()
         for row in rows:
             if row not in names[:-1]:
                 raise KeyError(f"StagedTrainer: rows names {row!r}, which is no stage before the last; {near_names(row, names[:-1])}")
@@ -60,6 +63,20 @@ class StagedTrainer:
             raise ValueError(f"StagedTrainer: weight is set, but stages start from each other's weights; {words}")
         self.rows, self.save_path = tuple(rows), Path(self.cfg.save_path)
         check_writable(self.save_path)
+
+    def _refuse_unheard(self) -> None:
+        """Raises ValueError for a setting beside the stages that no stage would hear of."""
+        last = self.stages[-1]
+        for key, value in self.cfg.items():
+            told = last.get(key)
+            if key == "data":
+                value, told = ({split: section for split, section in part.items() if split != "test"} for part in (value, told or {}))
+            if key in last and key not in OF_THE_RUN and value != told:
+                where = ", ".join(f"train.stages.{number}.{key}" for number in range(len(self.stages)))
+                raise ValueError(
+                    f"StagedTrainer: {key} is set for the run as a whole, and stages have their own: say {where} ({', '.join(stage.name for stage in self.stages)}), "
+                    "or an option of the config that reaches all of them"
+                )
 
     def train(self) -> None:
         """Runs what is left of the stages, then the test. A signal ends it as it ends DefaultTrainer's."""

@@ -224,7 +224,7 @@ def staged(rooms, folder, **changes):
         stage.pop("save_path")
     second["epoch"] = second["eval_epoch"] = 1
     train = dict(type="StagedTrainer", stages=[dict(name="one", **first), dict(name="two", start="one", **second)], rows=["one"])
-    return {**config(rooms, folder), "train": train, **changes}
+    return {**config(rooms, folder), "epoch": 1, "eval_epoch": 1, "train": train, **changes}
 
 
 @pytest.fixture

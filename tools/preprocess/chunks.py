@@ -3,9 +3,9 @@
     python tools/preprocess/chunks.py --data-root data/scannet
 
 writes <data-root>/tasks/chunks/{25_75,50_50,75_25}/{point,cad}.txt, which CrossOverDataset takes as `chunks`: pairs of image and point
-cloud are trained on in the first chunk, pairs of image and CAD model in the second, and no scene is in both. Scenes are ordered
-by a hash of their names and cut at the share, so the same scenes give the same lists everywhere, and smaller chunks lie in larger
-ones. The paper's own lists are not published.
+cloud are trained on in the first chunk, pairs of image and CAD model in the second, and no scene is in both. A hash of its name says
+in which a scene is, whatever other scenes there are: everybody has the same lists, smaller chunks lie in larger ones, and shares
+are met on average. The paper's own lists are not published.
 """
 
 import argparse
@@ -50,16 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = sorted(path.name for folder in folders for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
         raise ValueError(f"{folders[0]}: {len(names)} scenes cannot be split into two chunks")
-    names.sort(key=lambda name: mix_seed(args.seed, "chunks", name))
+    place = {name: mix_seed(args.seed, "chunks", name) / 2**63 * 100 for name in names}  # 0 to 100
     output = args.output or args.data_root[0] / "tasks" / "chunks"
     for percent in args.shares:
-        cut = min(len(names) - 1, max(1, round(len(names) * percent / 100)))
-        for modality, chunk in zip(args.modalities, (names[:cut], names[cut:]), strict=True):
+        first = [name for name in names if place[name] < percent]
+        second = [name for name in names if place[name] >= percent]
+        for modality, chunk in zip(args.modalities, (first, second), strict=True):
+            if not chunk:
+                raise ValueError(f"{folders[0]}: {len(names)} scenes are too few: none falls into the chunk of {modality} of {percent} : {100 - percent}")
             path = output / f"{percent}_{100 - percent}" / f"{modality}.txt"
             if path.exists() and not args.overwrite:
                 raise FileExistsError(f"{path} is there already; --overwrite replaces it")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_names(path, sorted(chunk))
+            write_names(path, chunk)
             print(f"{path}: {len(chunk)} of {len(names)} scenes")
     return 0
 
