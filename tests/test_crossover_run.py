@@ -45,5 +45,5 @@ def test_two_processes_are_one_with_the_same_batch(rooms, tmp_path):
 
 @pytest.mark.long
 def test_all_stages_by_two_processes(rooms, tmp_path):
-    scores = train("rooms.py", tmp_path / "run", 2, f"data_root='{rooms}'", "batch_size_val=2", "batch_size_test=2")
+    scores = train("rooms.py", tmp_path / "run", 2, f"data_root='{rooms}'", "batch_size_test=2")
     assert scores["scene_chance_top1"] == pytest.approx(1 / 5) and (tmp_path / "run/unified/model/model_best.pth").is_file()

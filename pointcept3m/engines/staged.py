@@ -21,7 +21,7 @@ SHARED = (
     "wandb_project", "custom_imports",
 )  # fmt: skip
 OWN = ("name", "start")  # entries of a stage that are no settings of its training
-OF_THE_RUN = (*SHARED, "save_path", "weight", "resume", "train", "test")  # what the outer config may say otherwise than the last stage
+OF_THE_RUN = (*SHARED, "save_path", "weight", "resume", "train", "test", "batch_size_test")  # what the outer config may say otherwise than the last stage
 
 
 @TRAINERS.register_module()
