@@ -40,6 +40,7 @@ def render_floorplan(
     from PIL import Image, ImageDraw
 
     walls, doors, windows = (np.zeros((0, 2, 2)) if s is None else np.asarray(s, dtype=np.float64).reshape(-1, 2, 2) for s in (walls, doors, windows))
+    walls, doors, windows = (s[np.linalg.norm(s[:, 1] - s[:, 0], axis=1) != 0] for s in (walls, doors, windows))
     solids = [(np.asarray(v, dtype=np.float64), np.asarray(f, dtype=np.int64)) for v, f in solids if len(v) and len(f)]
     points = np.concatenate([walls.reshape(-1, 2), doors.reshape(-1, 2), windows.reshape(-1, 2), *(v[:, :2] for v, _ in solids)])
     if not len(points):

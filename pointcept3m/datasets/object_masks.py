@@ -1,20 +1,18 @@
-"""Masks of objects in posed pictures, from a labelled mesh by casting rays, or from labelled points by splatting.
+"""Masks of objects in posed pictures, from a labelled mesh by casting rays.
 
 For data sets that label the reconstruction alone (3RScan, ARKitScenes, MultiScan). A pixel shows the object that its ray meets
 first. CrossOver's release casts rays the same way. Cameras here are pinholes as everywhere: intrinsic [3, 3] pixels of pictures
 whose first pixel has its centre at (0.5, 0.5), pose [4, 4] camera->world, x right, y down, z forward.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pointcept3m.structures.camera import SizeHW, invert_pose, pixel_rays, project, resize_nearest
+from pointcept3m.structures.camera import SizeHW, pixel_rays
 
 NONE = -1
-MAX_HALF = 8  # pixels: half the side of the largest splat
 
 
 class View(NamedTuple):
@@ -54,7 +52,7 @@ class LabelledMesh:
         # Embree answers with numbers of the faces it was given, and knows nothing of those without an area or with a hole in it.
         good = np.isfinite(corner).all(axis=(1, 2)) & (np.linalg.norm(normal, axis=1) > 1e-12)
         if not good.any():
-            raise ValueError(f"none of {len(faces)} faces has an area, so no ray can meet one; a cloud without faces has `splat_ids`")
+            raise ValueError(f"none of {len(faces)} faces has an area, so no ray can meet one")
         self._corner, self._normal = corner[good], normal[good]
         self._id = ids[faces[good]] if face_id is None else ids[good]
         used, place = np.unique(faces[good], return_inverse=True)
@@ -84,66 +82,6 @@ class LabelledMesh:
             nearest = ((self._corner[hit] - point[:, None]) ** 2).sum(axis=2).argmin(axis=1)
             ids[seen] = self._id[hit, nearest]
         return ids.reshape(height, width), depth.reshape(height, width)
-
-
-def project_masks(
-    vertices: ArrayLike, faces: ArrayLike, vertex_id: ArrayLike, cameras: Iterable[View | tuple]
-) -> Iterator[NDArray[np.int64]]:
-    """For each of `cameras`, (intrinsic, pose, (H, W)), the ids int64 [H, W] of what its pixels show of a mesh; see `LabelledMesh`."""
-    mesh = LabelledMesh(vertices, faces, vertex_id)
-    for camera in cameras:
-        yield mesh.look(View(*camera))[0]
-
-
-def splat_ids(points: ArrayLike, point_id: ArrayLike, view: View, radius: float = 0.02) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What `LabelledMesh.look` answers, of points without faces: each covers a square of half side `radius`, the nearest wins.
-
-    Args:
-        points: [N, 3] metres. point_id: [N] integers.
-        radius: metres; about the distance between neighbouring points, else what lies behind shows through. A square has at
-            least one pixel and at most 17 along its side.
-
-    Raises: ValueError where shapes do not fit or radius is not positive.
-    """
-    points, point_id = np.asarray(points, np.float64), np.asarray(point_id)
-    if points.ndim != 2 or points.shape[1] != 3 or point_id.shape != points.shape[:1]:
-        raise ValueError(f"wanted points [N, 3] and ids [N], got {list(points.shape)} and {list(point_id.shape)}")
-    if not radius > 0:
-        raise ValueError(f"radius must be positive, got {radius}")
-    height, width = view.size
-    pixel, z = project(points, view.intrinsic, invert_pose(view.pose))
-    near = np.flatnonzero((z > 1e-3) & (np.abs(np.nan_to_num(pixel, nan=-1e9)) < 1e6).all(axis=1))
-    column, row = np.floor(pixel[near]).astype(np.int64).T
-    half = np.minimum((radius * view.intrinsic[0, 0] / z[near]).astype(np.int64), MAX_HALF)
-    inside = (column + half >= 0) & (column - half < width) & (row + half >= 0) & (row - half < height)
-    # Far points first: of several that fall onto one pixel, numpy keeps the last.
-    order = np.flatnonzero(inside)[np.argsort(-z[near][inside], kind="stable")]
-    column, row, half, near = column[order], row[order], half[order], near[order]
-    best, ids = np.full(height * width, np.inf), np.full(height * width, NONE, np.int64)
-    reach = int(half.max(initial=0))
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            x, y = column + dx, row + dy
-            there = (half >= max(abs(dx), abs(dy))) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            place, source = y[there] * width + x[there], near[there]
-            front = np.full(height * width, -1, np.int64)
-            front[place] = source
-            touched = np.flatnonzero(front >= 0)
-            closer = touched[z[front[touched]] < best[touched]]
-            best[closer], ids[closer] = z[front[closer]], point_id[front[closer]]
-    depth = np.where(np.isfinite(best), best, 0).astype(np.float32)
-    return ids.reshape(height, width), depth.reshape(height, width)
-
-
-def keep_seen(ids: NDArray, depth: NDArray, measured: NDArray, tolerance: float = 0.05) -> NDArray[np.int64]:
-    """`ids` [H, W] without the pixels that the frame's own depth contradicts: -1 where |measured - depth| > tolerance * measured.
-
-    depth [H, W]: of `look` or `splat_ids`. measured: the sensor's depth, metres, of any size of the same picture; where it is 0
-    (unknown) an id stays. It takes out what shows through gaps between splats or holes of a mesh, and what moved since.
-    """
-    measured = resize_nearest(np.asarray(measured, np.float32), ids.shape)
-    wrong = (measured > 0) & (np.abs(measured - depth) > tolerance * measured)
-    return np.where(wrong, NONE, ids)
 
 
 def _embree(vertices: NDArray, faces: NDArray):

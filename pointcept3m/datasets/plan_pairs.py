@@ -25,7 +25,8 @@ logger = logging.getLogger("pointcept3m")
 WALL_BAND = (1.0, 2.0)  # metres above the floor: walls reach it, most furniture does not
 TOP = 2.1  # metres: what is higher is ceiling, or hangs from it
 PLAN_CHANNELS, SCAN_CHANNELS = 2, 3
-INK_BELOW, PAPER_ABOVE = 90, 250  # grey values: walls and outlines are darker, paper brighter
+INK_BELOW = 90  # grey value below which a line is a wall or an outline
+PAPER_FROM, PAPER_SPREAD = 225, 6  # the most frequent grey from the first on is the paper; what is darker by more than the second is drawn
 MAX_POINTS = 30_000
 
 
@@ -76,7 +77,9 @@ def marks_of_plan(plan: Floorplan) -> Marks:
     if plan.metres_per_pixel is None:
         raise ValueError("this floorplan has no scale (metres_per_pixel), and a re-ranker compares rooms in metres; floorplan.json says it")
     grey = plan.image.mean(axis=2)
-    row, column = np.nonzero(grey < PAPER_ABOVE)
+    bright = np.bincount(grey[grey >= PAPER_FROM].astype(np.int64), minlength=256)
+    paper = int(bright.argmax()) if bright.any() else 255
+    row, column = np.nonzero(grey < paper - PAPER_SPREAD)
     ink = grey[row, column] < INK_BELOW
     if ink.sum() < 20:
         raise ValueError(f"a floorplan of {grey.shape[1]} x {grey.shape[0]} pixels with no dark line: nothing to compare")

@@ -68,6 +68,11 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     raise ValueError(f"checkpoint {path}: wanted a 'state_dict' or tensors by name, got {keys}")
 
 
+def tests_last(cfg: Mapping[str, Any]) -> bool:
+    """Whether a run's final test is of its last weights, not of the best on what it validates on: what stands for the run elsewhere."""
+    return any(hook.get("type") == "PreciseEvaluator" and hook.get("test_last") for hook in cfg.get("hooks") or ())
+
+
 def saved_config(path: str | Path) -> Config | None:
     """The config of the run that wrote a `.pth` or `.safetensors` file; None where the file does not carry one.
 

@@ -11,7 +11,7 @@ from pointcept3m.utils.config import Config
 from pointcept3m.utils.logger import get_root_logger
 from pointcept3m.utils.registry import near_names
 
-from .checkpoint import BEST, LAST
+from .checkpoint import BEST, LAST, tests_last
 from .defaults import RUN_FILES, check_writable, dump_config, fill_registries, runtime_of, with_defaults
 from .trainer import TRAINERS
 
@@ -97,8 +97,7 @@ class StagedTrainer:
     def weight_of(self, name: str) -> Path:
         """The weights that a stage hands on."""
         folder = self.folder(name) / "model"
-        hooks = next(stage for stage in self.stages if stage.name == name).get("hooks") or ()
-        last = any(hook.get("type") == "PreciseEvaluator" and hook.get("test_last") for hook in hooks)
+        last = tests_last(next(stage for stage in self.stages if stage.name == name))
         return folder / f"{BEST}.pth" if not last and (folder / f"{BEST}.pth").is_file() else folder / f"{LAST}.pth"
 
     def stage_config(self, stage: Mapping[str, Any]) -> Config:

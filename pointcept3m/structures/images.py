@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "PPM")
 MAX_PIXELS = 50_000_000  # no frame of an RGB-D camera is larger; a header that claims more is damaged
@@ -43,6 +43,32 @@ def read_color(path: str | Path) -> NDArray[np.uint8]:
             raise ValueError(f"{path}: wanted an 8-bit RGB picture, got mode {image.mode!r}")
         try:
             image = image.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path}: the image is cut short or damaged ({error})") from error
+        return _pixels(image, path)
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """A picture as people have it, [H, W, 3] uint8 RGB: turned as its EXIF says, what is transparent on white, 1 bit as black and white.
+
+    Raises: as `read_color`.
+    """
+    picture = read_with_alpha(path)
+    if picture.shape[2] == 3:
+        return picture
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    return np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def read_with_alpha(path: str | Path) -> NDArray[np.uint8]:
+    """As `read_picture`, [H, W, 4] with how opaque a pixel is where the file says it. Raises: as `read_color`."""
+    path = Path(path)
+    with _open(path) as image:
+        if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+            raise ValueError(f"{path}: wanted a picture of 8 bits a channel, or black and white, got mode {image.mode!r}")
+        try:
+            image = ImageOps.exif_transpose(image)
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path}: the image is cut short or damaged ({error})") from error
         return _pixels(image, path)

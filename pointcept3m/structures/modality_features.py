@@ -141,11 +141,6 @@ def read_modalities(path: str | Path) -> ModalityFeatures:
     return ModalityFeatures(**own, **header, objects=groups["object"], known=groups["known"], tokens=groups["token"])
 
 
-def read_encoders(path: str | Path) -> dict[str, str]:
-    """The fingerprints of the encoders that made a file, its arrays unread. Raises as `read_modalities`."""
-    return dict(read_header(path, KIND)["encoders"])
-
-
 def read_widths(path: str | Path) -> dict[str, int]:
     """`ModalityFeatures.widths` of a file, its arrays unread. Raises as `read_modalities` does of a file of another kind."""
     from safetensors import safe_open

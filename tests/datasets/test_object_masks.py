@@ -1,12 +1,11 @@
-"""Masks of objects: rays against a labelled mesh, splats of labelled points, the frame's own depth."""
+"""Masks of objects: rays against a labelled mesh."""
 
 import sys
 
 import numpy as np
 import pytest
 
-from pointcept3m.datasets.object_masks import LabelledMesh, View, keep_seen, project_masks, splat_ids
-from pointcept3m.structures.camera import project
+from pointcept3m.datasets.object_masks import LabelledMesh, View
 
 SIZE = (30, 40)
 INTRINSIC = np.array([[40.0, 0, 20], [0, 40.0, 15], [0, 0, 1]])
@@ -49,7 +48,6 @@ def test_the_first_surface_along_a_ray_wins_from_any_pose():
     found, depth = LabelledMesh(world, faces, ids).look(View(INTRINSIC, pose, SIZE))
     assert np.array_equal(found, expected())
     assert np.allclose(depth, np.where(expected() == 7, 2, 4), atol=1e-4)
-    assert np.array_equal(next(project_masks(world, faces, ids, [(INTRINSIC, pose, SIZE)])), expected())
 
 
 def test_a_pixel_takes_the_id_of_the_corner_nearest_to_the_hit():
@@ -71,39 +69,6 @@ def test_nothing_in_view_is_minus_one_and_faces_without_area_do_not_shift_the_ot
     faces = np.concatenate([[[1, 1, 1], [0, 1, 2]], faces + 1])
     found, _ = LabelledMesh(vertices, faces, np.concatenate([[99], ids])).look(View(INTRINSIC, np.eye(4), SIZE))
     assert np.array_equal(found, expected())
-
-
-def test_splats_agree_with_rays_and_the_measured_depth_takes_out_what_shows_through():
-    rng = np.random.default_rng(1)
-    near = np.concatenate([rng.uniform(-0.5, 0.5, (4000, 2)), np.full((4000, 1), 2.0)], axis=1)
-    far = np.concatenate([rng.uniform(-3, 3, (60000, 2)), np.full((60000, 1), 4.0)], axis=1)
-    points, ids = np.concatenate([near, far]), np.repeat([7, 3], [4000, 60000])
-    view = View(INTRINSIC, np.eye(4), SIZE)
-    found, depth = splat_ids(points, ids, view, 0.04)
-    assert (found == expected()).mean() > 0.93  # a splat may stand out by a pixel
-    sparse = np.concatenate([near[:120], far])
-    leaky, depth = splat_ids(sparse, np.repeat([7, 3], [120, 60000]), view, 0.01)
-    inside = expected() == 7
-    assert (leaky[inside] == 3).mean() > 0.2
-    measured = np.where(inside, 2.0, 4.0).repeat(2, axis=0).repeat(2, axis=1)
-    kept = keep_seen(leaky, depth, measured)
-    assert (kept[inside] != 3).all() and (kept[kept >= 0] == leaky[kept >= 0]).all()
-    assert np.array_equal(keep_seen(leaky, depth, np.zeros(SIZE)), leaky)  # unknown depth says nothing
-
-
-def test_each_splat_is_nearest_first_as_a_loop_has_it():
-    rng = np.random.default_rng(2)
-    points, ids = rng.uniform([-1, -1, 0.5], [1, 1, 3], (300, 3)), np.arange(300)
-    found, depth = splat_ids(points, ids, View(INTRINSIC, np.eye(4), SIZE), 0.05)
-    pixel, z = project(points, INTRINSIC, np.eye(4))
-    best, wanted = np.full(SIZE, np.inf), np.full(SIZE, -1)
-    for k in range(300):
-        half, (u, v) = min(int(0.05 * 40 / z[k]), 8), np.floor(pixel[k]).astype(int)
-        for y in range(max(0, v - half), min(SIZE[0], v + half + 1)):
-            for x in range(max(0, u - half), min(SIZE[1], u + half + 1)):
-                if z[k] < best[y, x]:
-                    best[y, x], wanted[y, x] = z[k], k
-    assert np.array_equal(found, wanted) and np.allclose(depth[wanted >= 0], best[wanted >= 0])
 
 
 @pytest.mark.parametrize(

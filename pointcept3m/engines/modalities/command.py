@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         comm.destroy_process_group()
 
 
-def chosen_recipe(word: str, weights: Sequence[str], tokenizer: Path | None, leave_out: Sequence[str]) -> tuple[str, dict]:
-    """(name, config) of what the command line says. Raises KeyError, ValueError, FileNotFoundError."""
+def chosen_recipe(word: str, weights: Sequence[str], tokenizer: Path | None, leave_out: Sequence[str], flag: str = "--weight") -> tuple[str, dict]:
+    """(name, config) of what the command line says; flag: its name for `weights`. Raises KeyError, ValueError, FileNotFoundError."""
     from pointcept3m.engines.modalities.recipe import recipe_config
     from pointcept3m.utils.config import Config
     from pointcept3m.utils.files import near_files
@@ -91,7 +91,7 @@ def chosen_recipe(word: str, weights: Sequence[str], tokenizer: Path | None, lea
     for pair in weights:
         part, equals, path = pair.partition("=")
         if not equals or not path:
-            raise ValueError(f"--weight {pair!r}: wanted PART=PATH, for example shape=weights/pointbind_i2pmae.pt")
+            raise ValueError(f"{flag} {pair!r}: wanted PART=PATH, for example shape=weights/pointbind_i2pmae.pt")
         paths[part] = path
     name, config = recipe_config(recipe, paths, leave_out)
     if tokenizer is not None:

@@ -108,15 +108,16 @@ def record(folder: Path, recipe: Recipe, settings: ModalitySettings, frames_root
 
 
 def inputs_digest(folder: Path) -> str:
-    """16 hex digits of a scene folder's objects, masks, CAD models, floorplan and points: what is written is read, the rest counts by
-    name and size."""
-    told = b"".join(f"{name};".encode() + _content(folder / name) for name in ("objects.json", "scene.json", "floorplan.json"))
-    parts = [*(folder / "mask").glob("*.png"), *(folder / "cad").glob("*.npy"), *folder.glob("floorplan.*"), folder / "coord.npy", folder / "instance.npy"]
+    """16 hex digits of a scene folder's objects, masks, CAD models, floorplan and points. Masks, models and pictures count by name and
+    size, the rest by what is in it: an edited instance.npy has the size that it had."""
+    names = ("objects.json", "scene.json", "floorplan.json", "coord.npy", "instance.npy")
+    told = b"".join(f"{name};".encode() + _content(folder / name) for name in names)
+    parts = [*(folder / "mask").glob("*.png"), *(folder / "cad").glob("*.npy"), *folder.glob("floorplan.*")]
     return _digest(parts, told)
 
 
 def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
 
 
 def _digest(paths: Sequence[Path], told: bytes = b"") -> str:

@@ -66,7 +66,7 @@ class Recipe:
             several = [config] if isinstance(config, Mapping) else config
             built = [PARTS[part].build(one).to(self.device) for one in several]
         except (ValueError, FileNotFoundError, ImportError) as error:
-            add_note(error, f"recipe {self.name!r}: weights are given by --weight {part}=PATH; --leave-out {part} goes without")
+            add_note(error, f"recipe {self.name!r}: weights are given by --weight {part}=PATH (--encoder-weight where --weight is CrossOver's); --leave-out {part} goes without")
             raise
         if part == "image":
             return built

@@ -19,7 +19,7 @@ from pointcept3m.datasets.readers.cloud import Cloud, as_cloud, read_cloud
 from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.datasets.tiles import Tile, cut_tiles
 from pointcept3m.datasets.transforms.compose import DataDict
-from pointcept3m.engines.checkpoint import load_weights, saved_config
+from pointcept3m.engines.checkpoint import load_weights, saved_config, tests_last
 from pointcept3m.engines.convention import InputConvention, check_input, input_convention
 from pointcept3m.engines.defaults import class_settings, fill_registries, import_custom, with_defaults
 from pointcept3m.engines.loader import to_device
@@ -346,7 +346,7 @@ def load(
 
 
 def find_weight(weight: str | Path) -> Path:
-    """The weight file: `weight` itself, or the best one of a run folder.
+    """The weight file: `weight` itself, or that of a run folder which its final test is of: the best, or the last (`tests_last`).
 
     Raises: FileNotFoundError with near files; ValueError for a file that is none by its name and its first bytes.
     """
@@ -359,7 +359,10 @@ def find_weight(weight: str | Path) -> Path:
             raise ValueError(f"weight: {path} is no weight file; wanted a .pth or .safetensors file, or a run folder")
         return path
     if path.is_dir():
-        names = [f"{stem}{suffix}" for stem in ("model_best", "model_last") for suffix in (".pth", ".safetensors")]
+        config = path / "config.py"
+        last = config.is_file() and tests_last(Config.fromtext(config.read_text(encoding="utf-8"), str(config)))
+        stems = ("model_last", "model_best") if last else ("model_best", "model_last")
+        names = [f"{stem}{suffix}" for stem in stems for suffix in (".pth", ".safetensors")]
         for folder in (path / "model", path):
             for name in names:
                 if (folder / name).is_file():

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from pointcept3m.engines.arguments import add_scan_arguments
 
@@ -12,10 +13,25 @@ def _parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser
     return argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def add_encoders(parser: argparse.ArgumentParser) -> None:
+    """Which frozen encoders look at what is given, where the weight's recipe needs more than its name."""
+    add = parser.add_argument_group("frozen encoders, as tools/preprocess/modalities.py has them").add_argument
+    add("--recipe", metavar="FILE", help=".py file of the recipe, where the model was trained with one's own (the name in its config)")
+    add("--encoder-weight", nargs="+", action="extend", default=[], metavar="PART=PATH", help="weight files of image, shape, text")
+    add("--tokenizer", type=Path, help="folder of the text encoder's tokenizer")
+    add("--leave-out", nargs="+", default=[], metavar="PART", help="encoders to go without: image, shape, text")
+
+
+def encoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_encoders` was told, as options of `open_retrieval_model`."""
+    return {name: getattr(arguments, name) for name in ("recipe", "encoder_weight", "tokenizer", "leave_out")}
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight", required=True, metavar="W", help="a trained CrossOver-v1m1 (.pth, .safetensors), or its run folder")
     parser.add_argument("--config", metavar="FILE", help="config, for weights that carry none")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
+    add_encoders(parser)
 
 
 def embed_parser() -> argparse.ArgumentParser:

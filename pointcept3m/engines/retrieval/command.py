@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pointcept3m.engines.arguments import join_axis, rgbd_options, scan_options
-from pointcept3m.engines.retrieval.arguments import embed_parser, localize_parser, retrieve_parser
+from pointcept3m.engines.retrieval.arguments import embed_parser, encoder_options, localize_parser, retrieve_parser
 
 WRITE_EVERY = 300.0  # seconds of work after which a gallery is written, so that --resume has something to go on from
 
@@ -21,6 +21,12 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
     for flag in ("add", "resume", "skip_broken"):
         if getattr(arguments, flag) and arguments.gallery is None:
             raise ValueError(f"--{flag.replace('_', '-')} belongs to --gallery")
+    if arguments.gallery is not None:
+        plain = embed_parser().parse_args(["scene", "--weight", "w"])
+        for flag in ("given_as", "overwrite", *scan_options(plain), "columns"):
+            if getattr(arguments, flag) != getattr(plain, flag):
+                word = "as" if flag == "given_as" else flag.replace("_", "-")
+                raise ValueError(f"--{word} belongs to --out; scene folders for --gallery say what they hold")
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.engines.retrieval.inputs import embed_query, open_retrieval_model
     from pointcept3m.engines.retrieval.scenes import read_any
@@ -29,7 +35,7 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
     if arguments.gallery is not None:
         return _embed_gallery(arguments)
     check_output(arguments.out, arguments.overwrite, (".npy",))
-    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
+    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     vectors = [embed_query(read_any(given, model, arguments.given_as, **_reading(arguments)), model) for given in arguments.given]
     with replacing(arguments.out) as part, open(part, "wb") as stream:
         np.save(stream, np.stack(vectors))
@@ -54,7 +60,7 @@ def _embed_gallery(arguments: Any) -> int:
     there = (arguments.gallery / "embeddings.safetensors").is_file()
     if there and not (arguments.add or arguments.resume):
         raise FileExistsError(f"{arguments.gallery}: holds a gallery already; --add puts scenes into it, --resume those that it has not, another folder makes a new one")
-    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
+    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     gallery = Gallery(arguments.gallery) if there else None
     if gallery is not None:
         gallery.check_model(model.fingerprint, arguments.weight)
@@ -102,7 +108,7 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     targets = arguments.target or gallery.targets(chosen)
     for target in targets:
         gallery.allowed(target, chosen)
-    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
+    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     gallery.check_model(model.fingerprint, arguments.weight)
     kinds = kinds * len(arguments.query) if len(kinds) == 1 else kinds
     queries = [read_any(given, model, kind, **_reading(arguments)) for given, kind in zip(arguments.query, kinds, strict=True)]
@@ -162,7 +168,7 @@ def localize_main(argv: Sequence[str] | None = None) -> int:
     from pointcept3m.engines.retrieval.found_objects import describe_found, draw_found, find_objects
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
 
-    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
+    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     found = find_objects(
         arguments.query, arguments.scene, model, arguments.source, arguments.target, arguments.tolerance, arguments.feature_root, arguments.up
     )

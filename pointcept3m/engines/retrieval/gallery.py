@@ -93,6 +93,10 @@ class Gallery:
                     raise KeyError(f"{self.folder}: no scene has {what} {value!r}; {near_names(value, sorted(set(there.tolist())))}")
                 mask &= same
         for what, unwanted in (("name", chosen.without), ("place", chosen.without_place)):
+            there = set(self._facts[what].tolist())
+            for value in unwanted:
+                if value not in there:
+                    raise KeyError(f"{self.folder}: no scene has {what} {value!r}, so there is nothing to leave out; {near_names(value, sorted(there))}")
             if unwanted:
                 mask &= ~np.isin(self._facts[what], unwanted)
         if not mask.any():

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,6 @@ CELLS_PER_SQRT = 4  # cells of an inverted file for the square root of the numbe
 PER_CELL = 48  # vectors a cell that its clusters are found with
 SHORTLIST = 64  # candidates that faiss names at least, of which the exact cosines then choose
 SELECTED_EXACTLY = 20_000  # a filter that leaves no more is searched row by row
-
-
-class Index(Protocol):
-    """`search(query, count, allowed)` -> (rows int64 [k], cosines float32 [k]), best first, k at most `count`."""
-
-    def __len__(self) -> int: ...
-
-    def search(self, query: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[NDArray, NDArray]: ...
 
 
 class ExactIndex:

@@ -17,12 +17,13 @@ from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.datasets.transforms.compose import Compose
 from pointcept3m.engines.checkpoint import load_weights
 from pointcept3m.engines.loader import to_device
-from pointcept3m.engines.modalities.recipe import Recipe, build_recipe
+from pointcept3m.engines.modalities.command import chosen_recipe
+from pointcept3m.engines.modalities.recipe import RECIPES, Recipe
 from pointcept3m.engines.retrieval.embed import model_fingerprint
 from pointcept3m.engines.retrieval.scene_pictures import cloud_from_above
 from pointcept3m.engines.visualize.point_features import InputRecipe, config_of, input_recipe
 from pointcept3m.models.builder import MODELS, build_model
-from pointcept3m.structures.images import read_color
+from pointcept3m.structures.images import read_picture
 from pointcept3m.structures.modality_features import OBJECT_MODALITIES, TOKENS, ModalityFeatures
 from pointcept3m.structures.panorama import is_panorama, perspectives
 from pointcept3m.structures.scene_objects import SCENE_FILES
@@ -33,6 +34,7 @@ Say = Callable[[str], None]
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
 CLOUDS = tuple(READERS)
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
+PAPER_ABOVE = 235  # grey value from which a pixel is nearly white
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
 MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point", "scene": "scene"}
 
@@ -56,13 +58,27 @@ class RetrievalModel:
 
     @property
     def widths(self) -> dict[str, int]:
-        return self.recipe.widths
+        """Widths that the network was made for, by the names of `ModalityFeatures.widths`; also of encoders that are left out."""
+        told = (self.cfg["data"]["test"].get("widths") or {}) if "data" in self.cfg else {}
+        return {**self.recipe.widths, **told}
 
 
-def open_retrieval_model(weight: str, config: str | Path | None = None, device: str | None = None, say: Say = print) -> RetrievalModel:
+def open_retrieval_model(
+    weight: str,
+    config: str | Path | None = None,
+    device: str | None = None,
+    say: Say = print,
+    recipe: str | None = None,
+    encoder_weight: Sequence[str] = (),
+    tokenizer: Path | None = None,
+    leave_out: Sequence[str] = (),
+) -> RetrievalModel:
     """The model in a weight file or run folder (one of all stages too), in eval mode, with the encoders of its recipe.
 
-    Raises: FileNotFoundError; ValueError where it is no model of CrossOver, carries no config or does not fit it.
+    A run folder stands for the weights that its tables are of. recipe: its name or .py file, by default the name that the model was
+    trained with; encoder_weight ("image=PATH"), tokenizer, leave_out: as tools/preprocess/modalities.py takes them.
+    Raises: FileNotFoundError; ValueError where it is no model of CrossOver, carries no config or does not fit it, or was trained with
+    another recipe; what encoders raise whose weights are missing.
     """
     staged = Path(weight) / "unified"  # the stage of a run of all stages that embeds scenes
     if staged.is_dir() and not (Path(weight) / "model").exists():
@@ -74,10 +90,16 @@ def open_retrieval_model(weight: str, config: str | Path | None = None, device: 
     section = (cfg.get("data") or {}).get("test") or {}
     if "recipe" not in section:
         raise KeyError(f"{path}: its config does not say data.test.recipe, the frozen encoders; {near_names('recipe', section)}")
+    trained = section["recipe"]
+    if recipe is None and trained not in RECIPES:
+        raise ValueError(f"{path}: was trained with a recipe {trained!r} of one's own: --recipe FILE.py says what it is")
+    name, encoders = chosen_recipe(recipe or trained, encoder_weight, tokenizer, leave_out, "--encoder-weight")
+    if name != trained:
+        raise ValueError(f"{path}: was trained with the recipe {trained!r}, and --recipe is {name!r}; vectors of other encoders mean nothing to it")
     network = build_model(cfg.model)
     load_weights(network, path)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    recipe = build_recipe(section["recipe"], str(chosen))
+    recipe = Recipe(name, encoders, str(chosen))
     network = network.to(chosen).eval()
     points = input_recipe(cfg) if getattr(network, "backbone", None) is not None else None
     transform = Compose(section.get("transform") or [])
@@ -119,11 +141,12 @@ def guess_kind(given: str | Path) -> str:
             raise FileNotFoundError(f"{given}: no such file or folder; {near_files(path)}")
         return "text"
     if suffix in PICTURES:
-        picture = read_color(path)
-        if is_panorama(picture):
+        picture = read_picture(path)
+        white = picture.min(axis=2) > PAPER_ABOVE
+        edges = float(white[:, [0, -1]].mean())  # of a room around a camera they show the room, of a plan the paper's margin
+        if is_panorama(picture) and edges < 0.9:
             return "panorama"
-        white = float((picture.min(axis=2) > 235).mean())
-        return "floorplan" if white > PAPER_SHARE else "image"
+        return "floorplan" if float(white.mean()) > PAPER_SHARE else "image"
     if suffix == ".txt" and not _is_numbers(path):
         return "text"
     if suffix in CLOUDS:
@@ -178,9 +201,11 @@ def text_query(text: str, model: RetrievalModel) -> Query:
 
 def _read_pictures(path: Path, kind: str, model: RetrievalModel, say: Say) -> Query:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else [path]
+    if not files and path.is_dir() and (path / "color").is_dir():  # a scene folder of frames alone
+        files = sorted(file for file in (path / "color").iterdir() if file.suffix.lower() in PICTURES)
     if not files:
         raise FileNotFoundError(f"{path}: no picture in this folder ({', '.join(PICTURES)})")
-    pictures = [read_color(file) for file in files]
+    pictures = [read_picture(file) for file in files]
     first = pictures[0]
     if kind == "floorplan":
         return Query(path.stem, kind, floorplan=model.recipe.image_tokens(pictures[:1]), picture=first)

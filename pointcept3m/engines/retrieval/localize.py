@@ -5,13 +5,14 @@ be propose a turn about z and a shift, and the proposal that brings most of them
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 TOLERANCE = 0.6  # metres at which two centres count as together
 MAX_PROPOSALS = 6000
+MAX_PAIRS = 1500  # of an object and what it may be, the most similar ones, that proposals are made of
+LEAST = 3  # objects that must agree on a motion, where there are so many
 MARGIN = 0.1  # cosine below an object's best match down to which it may be another
 MAX_CANDIDATES = 4  # of an object
 PULL = 0.3  # what lying together is worth, as a cosine
@@ -86,9 +87,14 @@ def align(a: NDArray[np.float64], b: NDArray[np.float64], similarity: NDArray, t
     """
     likely = candidates(similarity)
     pairs = np.argwhere(likely)
-    order = sorted(combinations(range(len(pairs)), 2), key=lambda two: -sum(similarity[tuple(pairs[row])] for row in two))
+    cosine = similarity[likely]
+    if len(pairs) > MAX_PAIRS:
+        kept = np.sort(np.argsort(-cosine, kind="stable")[:MAX_PAIRS])
+        pairs, cosine = pairs[kept], cosine[kept]
+    first, second = np.triu_indices(len(pairs), 1)
+    order = np.argsort(-(cosine[first] + cosine[second]), kind="stable")
     best_score, best_motion, tried = (0, -np.inf), None, 0
-    for i, j in order:
+    for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
         (q, t), (r, u) = pairs[i], pairs[j]
         if q == r or t == u:
             continue
@@ -114,14 +120,14 @@ def align(a: NDArray[np.float64], b: NDArray[np.float64], similarity: NDArray, t
             break
         best_score, best_motion = score, motion
     agree = len(_together(best_motion, a, b, likely, similarity, tolerance))
-    return best_motion if agree >= min(3, *similarity.shape) and agree >= 2 else None
+    return best_motion if agree >= max(2, min(LEAST, *similarity.shape)) else None
 
 
 def candidates(similarity: NDArray) -> NDArray[np.bool_]:
-    """[Q, T] what each object may be: its best match, and up to `MAX_CANDIDATES` at most `MARGIN` below it."""
-    count = min(MAX_CANDIDATES, similarity.shape[1])
-    least = np.maximum(similarity.max(axis=1) - MARGIN, -np.sort(-similarity, axis=1)[:, count - 1])
-    return similarity >= least[:, None]
+    """[Q, T] what each object may be: up to `MAX_CANDIDATES` of the most similar, at most `MARGIN` below the best."""
+    near = similarity >= similarity.max(axis=1, keepdims=True) - MARGIN
+    rank = np.argsort(np.argsort(-similarity, axis=1, kind="stable"), axis=1)
+    return near & (rank < MAX_CANDIDATES)
 
 
 def _near(motion: NDArray, a: NDArray, b: NDArray, tolerance: float) -> NDArray[np.bool_]:

@@ -136,8 +136,9 @@ def temporal_instances(embeddings: SceneEmbeddings, query: str, target: str, lab
 
 def rescans(embeddings: SceneEmbeddings) -> list[tuple[int, int]]:
     """(reference, rescan) of all scans whose reference is there too, and whose objects have its ids."""
-    number = {(dataset, name): row for row, (dataset, name) in enumerate(zip(embeddings.datasets, embeddings.names, strict=True))}
-    wanted = [(number.get((embeddings.datasets[row], name)), row) for row, name in enumerate(embeddings.references) if name and embeddings.same_ids[row]]
+    e = embeddings
+    number = {key: row for row, key in enumerate(zip(e.datasets, e.splits, e.names, strict=True))}
+    wanted = [(number.get((e.datasets[row], e.splits[row], name)), row) for row, name in enumerate(e.references) if name and e.same_ids[row]]
     return [(reference, row) for reference, row in wanted if reference is not None]
 
 
@@ -179,7 +180,9 @@ def temporal_recall(
     """
     _check("queries", queries, ("reference", "all"))
     asked, answers, similarity = _scenes(embeddings, query, target, gallery)
-    place = np.array([f"{dataset}\n{place}" for dataset, place in zip(embeddings.datasets, embeddings.places, strict=True)], dtype=object)
+    # generated rooms number the places of each split anew, and no data set has scans of one place in two
+    told = zip(embeddings.datasets, embeddings.splits, embeddings.places, strict=True)
+    place = np.array(["\n".join(each) for each in told], dtype=object)
     own = asked[:, None] == answers[None]
     relevant = (place[asked][:, None] == place[answers][None]) & ~own
     takes = relevant.any(axis=1)

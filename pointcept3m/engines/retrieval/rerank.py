@@ -13,7 +13,7 @@ from pointcept3m.datasets.plan_pairs import plan_raster, scan_raster
 from pointcept3m.engines.checkpoint import load_weights, saved_config
 from pointcept3m.models.builder import build_model
 from pointcept3m.models.crossover.rerank import PlanReranker
-from pointcept3m.structures.images import read_color
+from pointcept3m.structures.images import read_picture
 from pointcept3m.structures.scene_objects import Floorplan, read_floorplan
 
 from .gallery import Gallery, Hit, folders_of
@@ -62,7 +62,7 @@ def plan_to_compare(given: str | Path, metres_per_pixel: float | None = None) ->
         if plan is None:
             raise FileNotFoundError(f"{folder}: holds no floorplan.png, and --rerank compares the lines of a floorplan")
     else:
-        plan = Floorplan(read_color(path))
+        plan = Floorplan(read_picture(path))
     if metres_per_pixel is not None:
         plan = replace(plan, metres_per_pixel=metres_per_pixel)
     if plan.metres_per_pixel is None or plan.metres_per_pixel <= 0:

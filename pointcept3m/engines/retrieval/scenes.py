@@ -39,9 +39,10 @@ def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> ModalityFeatures:
+def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | None = None, say: Say = print) -> ModalityFeatures:
     """The frozen features of a scene: of its file where the model's encoders, all of them, made it of what the scene holds; else
-    extracted now."""
+    extracted now, with the file's settings where there is one, which `say` tells."""
+    settings = ModalitySettings()
     path = modality_path(folder, model.recipe.name, feature_root)
     if path.is_file():
         features = read_modalities(path)
@@ -49,7 +50,10 @@ def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | Non
         made_of = features.scene, features.encoders, features.details.get("inputs")
         if made_of == (folder.name, model.recipe.encoders, inputs_digest(folder)):
             return features
-    return extract_scene(folder, model.recipe, ModalitySettings())
+        settings = ModalitySettings(**features.details.get("settings", {}))
+        changed = "another scene" if made_of[0] != folder.name else "other encoders" if made_of[1] != model.recipe.encoders else "other files"
+        say(f"{path}: was made of {changed} than are there now; extracted anew")
+    return extract_scene(folder, model.recipe, settings)
 
 
 def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> Query:

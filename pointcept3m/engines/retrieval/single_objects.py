@@ -11,7 +11,7 @@ from pointcept3m.datasets.cad import SUFFIXES as MESHES
 from pointcept3m.datasets.cad import read_mesh, sample_surface
 from pointcept3m.engines.modalities.recipe import Recipe
 from pointcept3m.engines.retrieval.inputs import PICTURES
-from pointcept3m.structures.images import read_color
+from pointcept3m.structures.images import read_with_alpha
 from pointcept3m.structures.modality_features import ModalityFeatures
 from pointcept3m.utils.files import near_files
 
@@ -77,14 +77,11 @@ def _surface(path: str) -> NDArray[np.float32]:
 
 def _opaque_part(path: Path) -> NDArray[np.uint8]:
     """The picture, cut to where it is opaque."""
-    from PIL import Image
-
-    picture = read_color(path)
-    with Image.open(path) as image:
-        if image.mode not in ("RGBA", "LA"):
-            return picture
-        opaque = np.asarray(image.getchannel("A")) > 127
+    picture = read_with_alpha(path)
+    if picture.shape[2] == 3:
+        return picture
+    opaque = picture[..., 3] > 127
     if not opaque.any():
         raise ValueError(f"{path}: all of the picture is transparent; wanted one of an object")
     rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
-    return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, :3])

@@ -14,6 +14,7 @@ from pointcept3m.engines.arguments import (
     scan_options,
     source_options,
 )
+from pointcept3m.engines.retrieval.arguments import add_encoders, encoder_options
 
 EPILOG = """\
 The page takes text, an image, or a click on a point, and shows the similarity on the cloud, the best region and its place.
@@ -40,6 +41,7 @@ def build_parser(prog: str = "pointcept3m view") -> argparse.ArgumentParser:
     add("--shown", type=int, default=400_000, metavar="N", help="points that are drawn at most; queries look at all (%(default)s)")
     add_source_arguments(parser)
     add_scan_arguments(parser)
+    add_encoders(parser)
     return parser
 
 
@@ -98,7 +100,7 @@ def _view_gallery(arguments: argparse.Namespace) -> int:
         raise ValueError("--gallery needs --weight, the CrossOver model that the gallery was embedded by")
     check_address(arguments.host, arguments.port)
     gallery = Gallery(arguments.gallery)
-    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device)
+    model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     gallery.check_model(model.fingerprint, arguments.weight)
     server = start_gallery_server(
         GallerySearch(gallery, model, columns=arguments.columns, **scan_options(arguments)), arguments.host, arguments.port
