@@ -53,6 +53,14 @@ def test_rows_of_the_study_are_settings_that_fit(tmp_path, monkeypatch):
     assert all(stage.optimizer.lr == 0 for stage in rows["untrained"].train.stages)
 
 
+def test_table_1_asks_about_the_furniture_of_livingscenes():
+    for name in ("scan3r-instance", "scan3r", "all-unified"):
+        assert len(set(config_of(name).test.settings.temporal_instance.labels)) == 22
+    assert not config_of("scannet-instance").test.settings
+    everything = config_of("scan3r-instance", {"temporal_labels": None}).test.settings
+    assert not everything
+
+
 def test_settings_that_no_stage_hears_are_refused(tmp_path):
     def staged(**options):
         cfg = config_of("rooms", {**options, "save_path": str(tmp_path)})

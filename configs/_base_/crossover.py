@@ -54,6 +54,7 @@ weight_decay = 0.01
 warmup = 0.01  # share of the updates
 epochs = dict(baseline=150, instance=300, scene=30, unified=300, joint=300)
 rounds = 30  # validations
+temporal_labels = None  # of objects that temporal instance matching asks about, None: all
 test_last = False  # the release tests the best of them, chosen on the very scenes that are scored
 
 first_root = data_root if isinstance(data_root, str) else data_root[0]
@@ -155,4 +156,5 @@ hooks = [
     dict(type="MetricsWriter"),
     dict(type="ReportWriter"),
 ]
-test = dict(type="RetrievalTester", fused=not objects_alone, frames=needs_points)
+settings = {} if temporal_labels is None else dict(temporal_instance=dict(labels=temporal_labels))
+test = dict(type="RetrievalTester", fused=not objects_alone, frames=needs_points, settings=settings)

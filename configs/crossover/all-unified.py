@@ -3,5 +3,5 @@
     sh tools/train.sh -c configs/crossover/all-unified.py -w exp/crossover/all-scene/model/model_last.pth
 """
 
-_base_ = ["../_base_/crossover.py"]
+_base_ = ["../_base_/crossover_scan3r.py"]
 _options_ = dict(stage="unified", data_root=["data/scannet", "data/scan3r", "data/arkitscenes", "data/multiscan"])

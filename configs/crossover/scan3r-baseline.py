@@ -1,4 +1,4 @@
 """CrossOver on 3RScan: Instance Baseline: heads alone (Fig. 4 and 6, Tables 2 and 3)."""
 
-_base_ = ["../_base_/crossover.py"]
-_options_ = dict(stage="baseline", data_root="data/scan3r")
+_base_ = ["../_base_/crossover_scan3r.py"]
+_options_ = dict(stage="baseline")

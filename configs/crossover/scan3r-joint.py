@@ -3,5 +3,5 @@
     sh tools/train.sh -c configs/crossover/scan3r-joint.py -w exp/crossover/scan3r-instance/model/model_best.pth
 """
 
-_base_ = ["../_base_/crossover.py"]
-_options_ = dict(stage="joint", data_root="data/scan3r")
+_base_ = ["../_base_/crossover_scan3r.py"]
+_options_ = dict(stage="joint")

@@ -3,5 +3,5 @@
     sh tools/train.sh -c configs/crossover/scan3r-unified.py -w exp/crossover/scan3r-scene/model/model_last.pth
 """
 
-_base_ = ["../_base_/crossover.py"]
-_options_ = dict(stage="unified", data_root="data/scan3r")
+_base_ = ["../_base_/crossover_scan3r.py"]
+_options_ = dict(stage="unified")

@@ -82,6 +82,7 @@ def test_a_large_plan_keeps_its_size_in_pixels():
     [
         (np.zeros((0, 2, 2)), [], "a floorplan needs a wall or a solid; there is nothing to draw"),
         (np.zeros((0, 2, 2)), [(np.zeros((3, 3)), np.zeros((0, 3), int))], "there is nothing to draw"),
+        (np.ones((3, 2, 2)), [], "there is nothing to draw"),
         (SQUARE * np.nan, [], "coordinates must be finite"),
     ],
 )

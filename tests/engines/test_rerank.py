@@ -112,6 +112,16 @@ def test_rasters_do_not_depend_on_the_axes_of_the_scan():
     assert min(best) > 0.6 and max(best) - min(best) < 0.12
 
 
+def test_paper_need_not_be_white():
+    """A plan that was scanned or photographed: grey paper with some noise is paper, what is drawn on it is what it was."""
+    walls, solids, _ = room(3)
+    plan = render_floorplan(walls, solids)
+    noise = np.random.default_rng(0).integers(-2, 3, plan.image.shape)
+    grey = np.clip(np.where(plan.image == 255, 240 + noise, np.minimum(plan.image, 225)), 0, 255).astype(np.uint8)
+    white, other = (plan_pairs.plan_raster(each, 32, 0.25) for each in (plan, Floorplan(grey, plan.metres_per_pixel)))
+    assert np.abs(white - other).mean() < 0.01 and white[1].sum() > 5
+
+
 def test_negatives_are_of_other_places_and_half_of_the_same_kind(rooms):
     data = pairs(rooms, negatives=2)
     rng = np.random.default_rng(0)

@@ -89,6 +89,15 @@ def test_temporal_recall_is_of_the_rank_and_not_of_the_order_in_the_data_base():
     assert every["queries"] == 2
 
 
+def test_rooms_of_two_splits_are_other_places_whatever_their_names():
+    made = embeddings({"image": [X, X, [0, 1, 0], [0, 1, 0]], "point": [X, X, [0, 1, 0], [0, 1, 0]]}, names=["r", "r_1", "r", "r_1"], places=["r"] * 4,
+                      references=[None, "r", None, "r"])  # fmt: skip
+    made.splits, made.same_ids = ["train", "train", "val", "val"], [True] * 4
+    assert metrics.rescans(made) == [(0, 1), (2, 3)]
+    scores = metrics.temporal_recall(made, "image", "point", ks=(1,))
+    assert scores["queries"] == 2 and scores["top1"] == 1 and scores["chance_top1"] == pytest.approx(1 / 3)
+
+
 def test_category_and_intra_category_by_hand():
     image = [X, Y, [1, 0.1, 0], Z]
     made = embeddings({"image": image, "floorplan": image}, categories=["kitchen", "hall", "hall", ""])

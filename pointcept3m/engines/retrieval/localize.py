@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 TOLERANCE = 0.6  # metres at which two centres count as together
 MAX_PROPOSALS = 6000
+MAX_WORK = 20_000_000  # distances between objects over all proposals; scenes of hundreds of objects try fewer
 MAX_PAIRS = 1500  # of an object and what it may be, the most similar ones, that proposals are made of
 LEAST = 3  # objects that must agree on a motion, where there are so many
 MARGIN = 0.1  # cosine below an object's best match down to which it may be another
@@ -94,6 +95,7 @@ def align(a: NDArray[np.float64], b: NDArray[np.float64], similarity: NDArray, t
     first, second = np.triu_indices(len(pairs), 1)
     order = np.argsort(-(cosine[first] + cosine[second]), kind="stable")
     best_score, best_motion, tried = (0, -np.inf), None, 0
+    most = min(MAX_PROPOSALS, max(300, MAX_WORK // similarity.size))
     for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
         (q, t), (r, u) = pairs[i], pairs[j]
         if q == r or t == u:
@@ -106,7 +108,7 @@ def align(a: NDArray[np.float64], b: NDArray[np.float64], similarity: NDArray, t
         if score > best_score:
             best_score, best_motion = score, motion
         tried += 1
-        if tried == MAX_PROPOSALS:
+        if tried == most:
             break
     if best_motion is None:
         return None

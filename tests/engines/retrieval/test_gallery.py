@@ -72,6 +72,9 @@ def test_words_that_are_wrong(tmp_path):
         gallery.search(query, ["imge"])
     with pytest.raises(ValueError, match="at least 1"):
         gallery.search(query, ["image"], 0)
+    for chosen, what in ((Filter(without=(f"{made.names[0]}x",)), "name"), (Filter(without_place=("nowhere",)), "place")):
+        with pytest.raises(KeyError, match=f"no scene has {what} .* nothing to leave out; did you mean|no scene has {what} .* nothing to leave out"):
+            gallery.allowed("image", chosen)
     with pytest.raises(ValueError, match="its vectors have 2 numbers"):
         gallery.search(np.ones(3, np.float32), ["image"])
 

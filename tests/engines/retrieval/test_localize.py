@@ -72,6 +72,15 @@ def test_what_an_object_may_be():
     assert candidates(similarity).tolist() == [[True, True, False, False, False, True, True], [False, True, False, False, False, False, False]]
 
 
+def test_things_that_all_look_the_same_do_not_multiply():
+    """A lecture hall with one model of a chair: each may be four of them, and not all."""
+    assert candidates(np.ones((30, 30))).sum(axis=1).tolist() == [4] * 30
+    rng = np.random.default_rng(0)
+    centers, alike = rng.uniform(0, 20, (200, 3)), np.ones((200, 1), np.float32)
+    found = localize(alike, alike, centers, centers)
+    assert len(found.matches) == 200
+
+
 # the command
 
 
