@@ -61,7 +61,8 @@ def input_convention(cfg: Mapping[str, Any], section: str = "") -> InputConventi
     if len(modes) > 1:
         raise ValueError(f"data: NormalizeColor stands in one data set with two modes, {' and '.join(sorted(modes))}")
     color = None if features and "color" not in features else modes.pop() if modes else "raw" if features else None
-    grid = next((entry["grid_size"] for entry in entries if entry.get("type") == "GridSample" and "grid_size" in entry), None)
+    # The last one makes the cells of the network; one before it thins the cloud.
+    grid = next((entry["grid_size"] for entry in reversed(entries) if entry.get("type") == "GridSample" and "grid_size" in entry), None)
     return InputConvention(
         color, features, tuple(grid) if isinstance(grid, (list, tuple)) else grid, data.get("num_classes")
     )

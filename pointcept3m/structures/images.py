@@ -6,17 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "PPM")
+FORMATS = ("JPEG", "PNG", "PPM")  # of frames
+PICTURE_FORMATS = (*FORMATS, "WEBP", "BMP", "TIFF", "GIF")  # of what people have
 MAX_PIXELS = 50_000_000  # no frame of an RGB-D camera is larger; a header that claims more is damaged
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=formats)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise ValueError(f"{path}: not a readable {', '.join(FORMATS)} image ({error})") from error
+        raise ValueError(f"{path}: not a readable {', '.join(formats)} image ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels; wanted at most {MAX_PIXELS}")
     return image
@@ -63,8 +64,8 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 def read_with_alpha(path: str | Path) -> NDArray[np.uint8]:
     """As `read_picture`, [H, W, 4] with how opaque a pixel is where the file says it. Raises: as `read_color`."""
     path = Path(path)
-    with _open(path) as image:
-        if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+    with _open(path, PICTURE_FORMATS) as image:
+        if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr"):
             raise ValueError(f"{path}: wanted a picture of 8 bits a channel, or black and white, got mode {image.mode!r}")
         try:
             image = ImageOps.exif_transpose(image)

@@ -91,7 +91,7 @@ def read_cloud(path: str | Path, columns: str = "auto", **rgbd: Any) -> Cloud:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         known = f"wanted a folder or one of {', '.join(READERS)}"
-        raise ValueError(f"{path}: {known}. {_way_out(path)}" if suffix else f"{path}: cannot tell what it is without a suffix; {known}")
+        raise ValueError(f"{path}: {known}. {way_out(path)}" if suffix else f"{path}: cannot tell what it is without a suffix; {known}")
     if suffix in TABLES:
         return TABLES[suffix](path, columns)
     return READERS[suffix](path)
@@ -109,7 +109,7 @@ def check_rgbd(path: Path, kind: str = "auto", intrinsic: Any = None, units_per_
     open_rgbd(path, kind, intrinsic, units_per_metre, on_bad_frame)
 
 
-def _way_out(path: Path) -> str:
+def way_out(path: Path) -> str:
     """How a file of another kind becomes one that is read: CloudCompare for clouds, trimesh for meshes, whose surface is sampled."""
     quoted = shlex.quote(str(path))
     if path.suffix.lower() in MESHES:

@@ -21,12 +21,8 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
     for flag in ("add", "resume", "skip_broken"):
         if getattr(arguments, flag) and arguments.gallery is None:
             raise ValueError(f"--{flag.replace('_', '-')} belongs to --gallery")
-    if arguments.gallery is not None:
-        plain = embed_parser().parse_args(["scene", "--weight", "w"])
-        for flag in ("given_as", "overwrite", *scan_options(plain), "columns"):
-            if getattr(arguments, flag) != getattr(plain, flag):
-                word = "as" if flag == "given_as" else flag.replace("_", "-")
-                raise ValueError(f"--{word} belongs to --out; scene folders for --gallery say what they hold")
+    if arguments.gallery is not None and (arguments.given_as or arguments.overwrite):
+        raise ValueError(f"--{'as' if arguments.given_as else 'overwrite'} belongs to --out")
     from pointcept3m.engines.predict.prediction import check_output
     from pointcept3m.engines.retrieval.inputs import embed_query, open_retrieval_model
     from pointcept3m.engines.retrieval.scenes import read_any
@@ -52,14 +48,14 @@ def _embed_gallery(arguments: Any) -> int:
     from pointcept3m.engines.retrieval.gallery import Gallery, folders_of, write_gallery
     from pointcept3m.engines.retrieval.index import import_faiss
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
-    from pointcept3m.engines.retrieval.scenes import embed_folders, find_scene_folders, scene_picture
+    from pointcept3m.engines.retrieval.scenes import embed_scenes, find_scenes
 
     if arguments.index == "faiss":
         import_faiss()
-    folders = find_scene_folders(arguments.given)
+    folders = find_scenes(arguments.given)
     there = (arguments.gallery / "embeddings.safetensors").is_file()
     if there and not (arguments.add or arguments.resume):
-        raise FileExistsError(f"{arguments.gallery}: holds a gallery already; --add puts scenes into it, --resume those that it has not, another folder makes a new one")
+        raise FileExistsError(f"{arguments.gallery}: holds a gallery already; --add puts scenes into it, --resume those that it has not (with --index faiss alone it builds an index), another folder makes a new one")
     model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))
     gallery = Gallery(arguments.gallery) if there else None
     if gallery is not None:
@@ -70,9 +66,8 @@ def _embed_gallery(arguments: Any) -> int:
             print(f"{before - len(folders)} of {before} scenes are in {arguments.gallery} already")
     indexed = any((arguments.gallery / "index").glob("*.safetensors"))
     broken: dict[Path, Exception] | None = {} if arguments.skip_broken else None
-    for part in embed_folders(folders, model, arguments.feature_root, seconds=WRITE_EVERY, broken=broken):
-        pictures = [Path(folder) for folder in folders_of(part)]
-        gallery = write_gallery(arguments.gallery, part, lambda number, pictures=pictures: scene_picture(pictures[number]), add=gallery is not None)
+    for part, pictures in embed_scenes(folders, model, seconds=WRITE_EVERY, broken=broken, **_reading(arguments)):
+        gallery = write_gallery(arguments.gallery, part, pictures.__getitem__, add=gallery is not None, say=print)
     if gallery is None:
         raise ValueError(f"none of {len(folders)} scenes could be read; the first: {next(iter(broken.values()))}")
     known = ", ".join(f"{int(mask.sum())} {name}" for name, mask in gallery.embeddings.scene_known.items())
@@ -123,7 +118,7 @@ def retrieve_main(argv: Sequence[str] | None = None) -> int:
     print(f"{'rank':>4}  {'score':>6}  {'in':<10}{'category':<14}{'' if reranked is None else 'geometry  '}scene")
     for row in rows:
         fits = "" if reranked is None else f"{row['geometry']:>8.2f}  " if "geometry" in row else f"{'-':>8}  "
-        print(f"{row['rank']:>4}  {row['score']:>6.3f}  {row['modality']:<10}{row['category'] or '-':<14}{fits}{row['split']}/{row['scene']}")
+        print(f"{row['rank']:>4}  {row['score']:>6.3f}  {row['modality']:<10}{row['category'] or '-':<14}{fits}{row['split'] + '/' if row['split'] else ''}{row['scene']}")
     for out in arguments.out:
         if out.suffix.lower() == ".json":
             asked = [{"query": given, "as": query.kind} for given, query in zip(arguments.query, queries, strict=True)]

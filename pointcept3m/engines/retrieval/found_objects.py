@@ -15,6 +15,7 @@ from pointcept3m.engines.retrieval.localize import TOLERANCE, Localization, loca
 from pointcept3m.engines.retrieval.scenes import scene_query
 from pointcept3m.engines.retrieval.single_objects import read_objects_alone
 from pointcept3m.structures.modality_features import OBJECT_MODALITIES, ModalityFeatures
+from pointcept3m.utils.files import near_files
 from pointcept3m.utils.registry import near_names
 
 HAS_PLACE = ("image", "point", "cad")  # modalities whose objects' boxes may be taken for known; words tell no place
@@ -77,8 +78,10 @@ def find_objects(
     if folders and len(given) > 1:
         raise ValueError(f"--query: wanted one scene folder alone, or meshes, pictures and words; got {', '.join(map(str, given))}")
     for folder in (*folders, scene):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such scene folder; {near_files(folder)}")
         if not (folder / "objects.json").is_file():
-            raise FileNotFoundError(f"{folder}: no objects.json, so its objects are not known")
+            raise FileNotFoundError(f"{folder}: no objects.json, so its objects are not known (docs/data.md says how one looks, docs/crossover_data.md what writes it)")
     if folders:
         first, kinds = scene_query(folders[0], model, feature_root), None
     else:
@@ -111,11 +114,14 @@ def _embedded(part: Query, modality: str | Sequence[str], name: str, model: Retr
 
 def describe_found(found: FoundObjects) -> str:
     """A table of the matches, best first."""
-    lines = [f"{'object':<24}{'is':<24}{'score':>6}  {'aligned':<8}centre x, y, z (metres)"]
-    for row in found.rows():
+    rows = found.rows()
+    wide = max([22, *(len(f"{row['query_label']} {row['query_id']}") for row in rows)]) + 2
+    lines = [f"{'object':<{wide}}{'is':<24}{'score':>6}  {'aligned':<8}centre x, y, z (metres)"]
+    for row in rows:
         place = ", ".join(f"{value:.2f}" for value in row["center"])
         here, there = f"{row['query_label']} {row['query_id']}", f"{row['label']} {row['id']}"
-        lines.append(f"{here:<24}{there:<24}{row['score']:>6.3f}  {'yes' if row['aligned'] else 'no':<8}{place}")
+        aligned = "-" if found.result.motion is None else "yes" if row["aligned"] else "no"
+        lines.append(f"{here:<{wide}}{there:<24}{row['score']:>6.3f}  {aligned:<8}{place}")
     if found.result.motion is None:
         lines.append(f"nothing is aligned: {found.why_not()}")
     else:

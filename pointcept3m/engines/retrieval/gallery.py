@@ -5,6 +5,7 @@
               index/<modality>.safetensors   of large galleries; without it search is exact
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointcept3m.engines.retrieval.embed import concatenate, select
-from pointcept3m.engines.retrieval.index import TRIALS, BuildReport, ExactIndex, FaissIndex, build_faiss, read_faiss
+from pointcept3m.engines.retrieval.index import (
+    TRIALS,
+    BuildReport,
+    ExactIndex,
+    FaissIndex,
+    build_faiss,
+    has_faiss,
+    read_faiss,
+)
 from pointcept3m.structures.checked_file import read_header
 from pointcept3m.structures.images import read_color
 from pointcept3m.structures.scene_embeddings import KIND, SceneEmbeddings, read_embeddings, write_embeddings
 from pointcept3m.utils.files import near_files, replacing
 from pointcept3m.utils.registry import near_names
+
+logger = logging.getLogger("pointcept3m")
 
 PICTURE_SIDE = 320  # pixels
 
@@ -127,7 +138,10 @@ class Gallery:
         if modality not in self._indices:
             vectors, known = self.embeddings.scenes[modality], self.embeddings.scene_known[modality]
             path = self._index_path(modality)
-            self._indices[modality] = read_faiss(path, vectors, self._of()) if path.is_file() else ExactIndex(vectors, known)
+            indexed = path.is_file()
+            if indexed and not has_faiss():
+                logger.warning("%s: has an index of faiss, which is not installed (pip install faiss-cpu); searched exactly, which takes longer", self.folder)
+            self._indices[modality] = read_faiss(path, vectors, self._of()) if indexed and has_faiss() else ExactIndex(vectors, known)
         return self._indices[modality]
 
     def _index_path(self, modality: str) -> Path:
@@ -182,16 +196,19 @@ class Gallery:
 
 
 def write_gallery(
-    folder: str | Path, embeddings: SceneEmbeddings, pictures: Callable[[int], NDArray[np.uint8] | None], add: bool = False
-) -> Gallery:
+    folder: str | Path, embeddings: SceneEmbeddings, pictures: Callable[[int], NDArray[np.uint8] | None], add: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Gallery:  # fmt: skip
     """Writes a gallery, or with `add` puts scenes behind those it has (one of the same
     data set, split and name takes the old one's place).
 
-    pictures: gives the picture of the scene with that number in `embeddings`. Indices of faiss are dropped, since they are of the
+    say: told which scenes took the place of one from another folder. pictures: gives the picture of the scene with that number in `embeddings`. Indices of faiss are dropped, since they are of the
     scenes before.
-    Raises: FileExistsError where there is a gallery and `add` is false; ValueError where it is of another model.
+    Raises: FileExistsError where there is a gallery and `add` is false; ValueError where it is of another model, or two of the scenes
+        have one data set, split and name.
     """
     folder = Path(folder)
+    _check_keys(embeddings)
     path = folder / "embeddings.safetensors"
     if path.is_file() and not add:
         raise FileExistsError(f"{folder}: holds a gallery already; --add puts scenes into it, another folder makes a new one")
@@ -199,6 +216,10 @@ def write_gallery(
     if path.is_file():
         old = Gallery(folder)
         old.check_model(embeddings.model, "the new scenes'")
+        was = dict(zip(_keys(old.embeddings), folders_of(old.embeddings), strict=True))
+        for key, path_of in zip(_keys(embeddings), folders_of(embeddings), strict=True):
+            if was.get(key, path_of) != path_of:
+                say(f"{path_of}: takes the place of {was[key]}, which has the same data set, split and name ({', '.join(map(repr, key))})")
         embeddings, places = _joined(old.embeddings, embeddings)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     write_embeddings(path, embeddings)  # first: an index of the scenes before is refused from now on
@@ -229,6 +250,15 @@ def _joined(old: SceneEmbeddings, new: SceneEmbeddings) -> tuple[SceneEmbeddings
     joined = select(both, order)
     joined.details["folders"] = [folders[number] for number in order]
     return joined, places
+
+
+def _check_keys(embeddings: SceneEmbeddings) -> None:
+    """Raises ValueError where two scenes have one data set, split and name, by which a gallery knows them."""
+    seen: dict[tuple[str, str, str], str | None] = {}
+    for key, path in zip(_keys(embeddings), folders_of(embeddings), strict=True):
+        if key in seen:
+            raise ValueError(f"{seen[key]} and {path}: both are scene {key[2]!r} of split {key[1]!r} and data set {key[0]!r}; rename one, or say another dataset in its scene.json")
+        seen[key] = path
 
 
 def _keys(embeddings: SceneEmbeddings) -> list[tuple[str, str, str]]:

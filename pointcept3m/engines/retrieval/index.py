@@ -1,5 +1,6 @@
 """Nearest neighbours among unit vectors: exactly, or by faiss with its recall measured."""
 
+import importlib.util
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,6 +213,11 @@ def read_faiss(path: str | Path, vectors: NDArray[np.float32], of: Mapping[str, 
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: not readable by faiss {faiss.__version__} ({str(error).splitlines()[0]}); {KIND.again}") from error
     return FaissIndex(index, vectors)
+
+
+def has_faiss() -> bool:
+    """Whether the package faiss is installed."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 def import_faiss() -> Any:

@@ -1,6 +1,7 @@
 """Anything a user has of a scene, as a batch of a CrossOver model: pictures, a floorplan, words, points, a scene folder."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pointcept3m.datasets.collate import collate_fn
-from pointcept3m.datasets.readers.cloud import READERS, read_cloud
+from pointcept3m.datasets.readers.cloud import MESHES, READERS, read_cloud, way_out
 from pointcept3m.datasets.scan import ScanOptions, describe_extent, prepare_scan
 from pointcept3m.datasets.transforms.compose import Compose
 from pointcept3m.engines.checkpoint import load_weights
@@ -31,11 +32,12 @@ from pointcept3m.utils.files import near_files
 from pointcept3m.utils.registry import near_names
 
 Say = Callable[[str], None]
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm")
+PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CLOUDS = tuple(READERS)
 KINDS = ("image", "panorama", "floorplan", "text", "point", "scene")
 PAPER_ABOVE = 235  # grey value from which a pixel is nearly white
 PAPER_SHARE = 0.35  # share of nearly white pixels from which a picture is taken for a plan
+NAME_OF_A_FILE = re.compile(r"[\w-][\w.-]*\.[A-Za-z]\w{1,4}")  # "scan.e57" and "plan.pngg" are no words to search for
 MODALITY_OF = {"image": "image", "panorama": "image", "floorplan": "floorplan", "text": "text", "point": "point", "scene": "scene"}
 
 
@@ -134,10 +136,14 @@ def guess_kind(given: str | Path) -> str:
     if os.path.isdir(path):  # unlike Path.is_dir, false for what is too long for a name
         if any((path / name).is_file() for name in SCENE_FILES):  # frames alone are read as a scan, or as pictures
             return "scene"
-        return "image" if any(file.suffix.lower() in PICTURES for file in path.iterdir()) else "point"
+        held = sorted(file.name.lower() for file in path.iterdir())
+        if not held:
+            raise FileNotFoundError(f"{given}: an empty folder")
+        depth = any(name == "depth" or "depth." in name for name in held)
+        return "image" if not depth and ("color" in held or any(name.endswith(PICTURES) for name in held)) else "point"
     suffix = path.suffix.lower()
     if not os.path.isfile(path):
-        if suffix in (*PICTURES, *CLOUDS) or ("/" in words and " " not in words):
+        if suffix in (*PICTURES, *CLOUDS) or ("/" in words and " " not in words) or NAME_OF_A_FILE.fullmatch(words):
             raise FileNotFoundError(f"{given}: no such file or folder; {near_files(path)}")
         return "text"
     if suffix in PICTURES:
@@ -151,7 +157,9 @@ def guess_kind(given: str | Path) -> str:
         return "text"
     if suffix in CLOUDS:
         return "point"
-    raise ValueError(f"{given}: neither a picture ({', '.join(PICTURES)}), nor points ({', '.join(CLOUDS)}), nor a text file; --as says what it is")
+    if suffix in MESHES:
+        raise ValueError(f"{given}: a mesh; scenes are searched for by points. {way_out(path)}")
+    raise ValueError(f"{given}: neither a picture ({', '.join(PICTURES)}), nor points ({', '.join(CLOUDS)}), nor a text file")
 
 
 def _is_numbers(path: Path) -> bool:
@@ -188,7 +196,15 @@ def read_query(given: str | Path, model: RetrievalModel, kind: str | None = None
 
 
 def _read_text(given: str, path: Path, model: RetrievalModel) -> Query:
-    return text_query(path.read_text(encoding="utf-8") if os.path.isfile(path) else given, model)
+    if not os.path.isfile(path):
+        return text_query(given, model)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given}: no text in UTF-8 ({error.reason} at byte {error.start}); wanted sentences, a line each") from error
+    if not text.strip():
+        raise ValueError(f"{given}: an empty text; wanted one or more sentences, a line each")
+    return text_query(text, model)
 
 
 def text_query(text: str, model: RetrievalModel) -> Query:

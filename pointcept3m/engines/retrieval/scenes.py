@@ -1,16 +1,20 @@
 """Scene folders embedded whole, whether or not their modalities were extracted before, and their pictures."""
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pointcept3m.engines.modalities.extract import ModalitySettings, extract_scene, inputs_digest
 from pointcept3m.engines.retrieval.embed import concatenate, embed_batch
 from pointcept3m.engines.retrieval.inputs import (
+    PICTURES,
     Query,
     RetrievalModel,
     Say,
@@ -24,17 +28,21 @@ from pointcept3m.structures.modality_features import TOKENS, ModalityFeatures, m
 from pointcept3m.structures.scene import Scene
 from pointcept3m.structures.scene_embeddings import SceneEmbeddings
 from pointcept3m.structures.scene_objects import SCENE_FILES, is_scene_folder
+from pointcept3m.utils.files import near_files
 
 
-def find_scene_folders(given: Sequence[str | Path]) -> list[Path]:
-    """The scene folders among `given`: each itself, or those in it or one level below. Raises FileNotFoundError naming what holds none."""
+def find_scenes(given: Sequence[str | Path]) -> list[Path]:
+    """The scenes in `given`: files (a scan, a picture, ...) and folders of pictures or RGB-D frames, each a scene; scene folders, or
+    those in a folder or one level below. Raises FileNotFoundError naming what holds none."""
     found: list[Path] = []
     for path in map(Path, given):
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder of scenes")
-        here = [path] if is_scene_folder(path) else sorted(folder for folder in (*path.glob("[!.]*"), *path.glob("[!.]*/*")) if is_scene_folder(folder))
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such scene, nor folder of scenes; {near_files(path)}")
+        here = [path] if path.is_file() or is_scene_folder(path) else sorted(folder for folder in (*path.glob("[!.]*"), *path.glob("[!.]*/*")) if is_scene_folder(folder))
+        if not here and any("depth." in file.name or file.suffix.lower() in PICTURES for file in path.iterdir()):
+            here = [path]
         if not here:
-            raise FileNotFoundError(f"{path}: no scene in it (no folder has color/ or one of {', '.join(SCENE_FILES)})")
+            raise FileNotFoundError(f"{path}: no scene in it: no folder has color/ or one of {', '.join(SCENE_FILES)}, and it holds no pictures itself")
         found += here
     return list(dict.fromkeys(found))
 
@@ -56,8 +64,8 @@ def scene_features(folder: Path, model: RetrievalModel, feature_root: Path | Non
     return extract_scene(folder, model.recipe, settings)
 
 
-def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None = None) -> Query:
-    """All that a scene folder has, as one scene of a batch."""
+def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None = None, say: Say = print, **options: Any) -> Query:
+    """All that a scene folder has, as one scene of a batch; depth is fused where there are no points. options: as `read_query`."""
     points = None
     if model.points is not None and (folder / "coord.npy").is_file():
         assets = Scene(folder).points(("coord", *model.points.needs))
@@ -65,6 +73,8 @@ def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None =
         if missing:
             raise ValueError(f"{folder}: has no {' and no '.join(f'{key}.npy' for key in missing)}, which {model.weight} was trained with")
         points = point_sample(assets, model)
+    elif model.points is not None and (folder / "depth").is_dir():
+        points = read_query(folder, model, "point", say, **options).points
     return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root))
 
 
@@ -78,7 +88,7 @@ def read_any(
     Raises: as `read_query`; ValueError for a scene folder without a kind, which tells the kinds it has.
     """
     folder = Path(given)
-    if not (folder.is_dir() and guess_kind(given) == "scene") or kind == "panorama":
+    if not (os.path.isdir(folder) and guess_kind(given) == "scene") or kind == "panorama":
         return read_query(given, model, kind, say, **options)
     query = scene_query(folder, model, feature_root)
     have = [name for name in TOKENS if name in query.features.tokens] + ["point"] * (query.points is not None) + ["scene"] * bool(len(query.features))
@@ -90,20 +100,23 @@ def read_any(
 
 
 @torch.no_grad()
-def embed_folders(
+def embed_scenes(
     folders: Sequence[Path], model: RetrievalModel, feature_root: Path | None = None, batch: int = 8, seconds: float = math.inf,
-    broken: dict[Path, Exception] | None = None, say: Say = print,
-) -> Iterator[SceneEmbeddings]:  # fmt: skip
-    """Embeds scene folders, in their order, in parts of about `seconds` of work; `details["folders"]` names the folders of a part.
+    broken: dict[Path, Exception] | None = None, say: Say = print, **options: Any,
+) -> Iterator[tuple[SceneEmbeddings, list[NDArray[np.uint8] | None]]]:  # fmt: skip
+    """Embeds what `find_scenes` found, in its order, in parts of about `seconds` of work; `details["folders"]` names a part's scenes.
 
+    Yields a part and the pictures of its scenes. options: as `read_query`, for scenes that are a file or a folder of frames.
     broken: takes what is wrong with scenes that cannot be read, by folder; the others go on. Without it such a scene raises, naming it.
     """
-    pieces, paths, since = [], [], time.monotonic()
+    pieces, paths, shown, since = [], [], [], time.monotonic()
     for start in range(0, len(folders), batch):
         queries, read = [], []
         for folder in folders[start : start + batch]:
             try:
-                queries.append(scene_query(folder, model, feature_root))
+                whole = folder.is_dir() and is_scene_folder(folder)
+                queries.append(scene_query(folder, model, feature_root, say, **options) if whole else read_any(folder, model, None, say, **options))
+                shown.append(scene_picture(folder) if whole else queries[-1].picture)
                 read.append(folder)
             except (ValueError, OSError) as error:
                 if broken is None:
@@ -122,5 +135,5 @@ def embed_folders(
         if pieces and (last or time.monotonic() - since > seconds):
             part = concatenate(pieces)
             part.details["folders"] = [str(path.resolve()) for path in paths]
-            yield part
-            pieces, paths, since = [], [], time.monotonic()
+            yield part, shown
+            pieces, paths, shown, since = [], [], [], time.monotonic()

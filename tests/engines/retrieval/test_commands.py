@@ -64,6 +64,8 @@ def test_a_text_finds_who_has_its_words(made, tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(texts))
     hits = ask(made, tmp_path, "--query", tmp_path / "words.txt", "--target", "text")
     assert hits[0]["scene"] == "room1" and hits[0]["score"] == pytest.approx(1, abs=1e-3) and hits[1]["score"] < 0.99
+    long = "the bathtub left of the toilet, " * 20  # longer than a name of a file may be
+    assert ask(made, tmp_path, "--query", long, "--target", "text")[0]["scene"] == "room1"
     stove = ask(made, tmp_path, "--query", "the large fridge", "--query", "the stove left of the fridge", "--target", "text")
     assert stove[0]["scene"] == "room2"
 
@@ -125,6 +127,10 @@ def test_guesses(tmp_path, made):
     found = {name: guess_kind(tmp_path / name) for name in ("plan.png", "photo.png", "turn.png", "wide.png", "points.txt", "words.txt")}
     assert found == {"plan.png": "floorplan", "photo.png": "image", "turn.png": "panorama", "wide.png": "image", "points.txt": "point", "words.txt": "text"}
     assert guess_kind(made.scenes / "room0") == "scene" and guess_kind(made.scenes / "room0" / "color") == "image"
+    (tmp_path / "frames").mkdir()
+    for name in ("0.color.png", "0.depth.png"):
+        shutil.copy(tmp_path / "plan.png", tmp_path / "frames" / name)
+    assert guess_kind(tmp_path / "frames") == "point"
     assert guess_kind("a desk / table near the window") == guess_kind("words " * 100) == guess_kind("one\ntwo") == "text"
 
 
@@ -155,11 +161,23 @@ def test_bad_queries(made, tmp_path, capsys):
     (tmp_path / "what.xyzw").write_text("?")
     (tmp_path / "none.ply").write_text("ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.md").write_text("x")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "mesh.obj").write_text("v 0 0 0\n")
+    (tmp_path / "latin.txt").write_bytes("une chaise à côté".encode("latin-1"))
+    with open(tmp_path / "none.ply", "ab") as stream:
+        stream.write(b"\xc5\xff")
     for query, more, message in (
         (tmp_path / "no.png", [], "no.png: not a readable"),
         (tmp_path / "empty.txt", [], "empty text"),
         ("  ", [], "empty text"),
-        (tmp_path / "what.xyzw", [], "--as says what it is"),
+        (tmp_path / "what.xyzw", [], "nor a text file"),
+        ("scan.e57", [], "no such file"),
+        (tmp_path / "mesh.obj", [], "trimesh"),
+        (tmp_path / "latin.txt", [], "latin.txt: no text in UTF-8"),
+        (tmp_path / "none.ply", ["--as", "text"], "none.ply"),
+        (tmp_path / "nothing", [], "an empty folder"),
+        ("a chair", ["--without", "romo0"], "nothing to leave out; did you mean 'room0'"),
         (tmp_path / "none.ply", [], "none.ply"),
         (tmp_path / "gone.png", [], "no such file"),
         (tmp_path / "folder", ["--as", "image"], "no picture in this folder"),
@@ -249,8 +267,8 @@ def test_a_gallery_that_was_stopped_goes_on(made, tmp_path, capsys, monkeypatch)
     whole, broken = scenes / "room1" / "objects.json", (scenes / "room1" / "objects.json").read_text()
     whole.write_text("{")
     monkeypatch.setattr(command, "WRITE_EVERY", 0.0)
-    real = embed_scenes.embed_folders
-    monkeypatch.setattr(embed_scenes, "embed_folders", lambda *given, **options: real(*given, **options, batch=1))
+    real = embed_scenes.embed_scenes
+    monkeypatch.setattr(embed_scenes, "embed_scenes", lambda *given, **options: real(*given, **options, batch=1))
     argv = [str(scenes), "--gallery", str(db), "--weight", made.weight]
     assert "objects.json" in refused(capsys, embed_main, *argv)
     assert Gallery(db).embeddings.names == ["room0"]  # written before the scene that ended it
@@ -266,6 +284,45 @@ def test_a_gallery_that_was_stopped_goes_on(made, tmp_path, capsys, monkeypatch)
     assert all(Gallery(db).picture(number) is not None for number in range(3))
     assert embed_main([*argv, "--resume"]) == 0 and "3 of 3 scenes are in" in capsys.readouterr().out
     assert "holds a gallery already" in refused(capsys, embed_main, *argv)
+
+
+def test_scans_pictures_and_plans_become_scenes_of_a_gallery(made, tmp_path, capsys):
+    """No layout is needed: each file is a scene in the modality that it is."""
+    room = made.scenes / "room0"
+    scan = tmp_path / "hall.npz"
+    np.savez(scan, coord=np.load(room / "coord.npy") * 1000, color=np.load(room / "color.npy"))
+    shutil.copy(room / "floorplan.png", tmp_path / "plan.png")
+    shutil.copytree(room / "color", tmp_path / "views")
+    shutil.copytree(made.scenes / "room2", tmp_path / "room2")
+    argv = [tmp_path / name for name in ("hall.npz", "views", "room2")]
+    where = ["--gallery", str(tmp_path / "db"), "--weight", made.weight]
+    assert embed_main([*map(str, argv), *where, "--unit", "mm", "--up-axis", "z"]) == 0
+    e, whole = Gallery(tmp_path / "db").embeddings, Gallery(made.gallery).embeddings
+    assert e.names == ["hall", "views", "room2"] and [known.tolist() for known in (e.scene_known["point"], e.scene_known["image"])] == [[True, False, True], [False, True, False]]
+    np.testing.assert_allclose(e.scenes["point"][0], whole.scenes["point"][0], atol=1e-4)  # millimetres, as the flag says
+    np.testing.assert_allclose(e.scenes["image"][1], whole.scenes["image"][0], atol=2e-3)
+    assert all(Gallery(tmp_path / "db").picture(number) is not None for number in range(3))
+    capsys.readouterr()
+    assert retrieve_main(["--query", str(room / "color"), *where, "--target", "image"]) == 0
+    assert " views" in capsys.readouterr().out
+
+
+def test_scenes_of_one_name_are_told_apart_or_named(made, tmp_path, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(made.scenes / "room0", tmp_path / name / "val" / "office")
+    where = ["--gallery", tmp_path / "db", "--weight", made.weight]
+    error = refused(capsys, embed_main, tmp_path / "a", tmp_path / "b", *where)
+    assert "both are scene 'office' of split 'val'" in error and "scene.json" in error
+    assert embed_main([str(tmp_path / "a"), *map(str, where)]) == 0
+    assert embed_main([str(tmp_path / "b"), *map(str, where), "--add"]) == 0
+    assert f"{tmp_path / 'b' / 'val' / 'office'}: takes the place of {tmp_path / 'a' / 'val' / 'office'}" in capsys.readouterr().out
+
+
+def test_depth_of_a_scene_without_points_is_fused(made, tmp_path, real_data):
+    source = real_data("rgbd_scannet_scene0014_00")
+    assert embed_main([str(source), "--gallery", str(tmp_path / "db"), "--weight", made.weight, "--voxel", "0.1"]) == 0
+    known = Gallery(tmp_path / "db").embeddings.scene_known
+    assert known["image"].tolist() == known["point"].tolist() == [True]
 
 
 def test_the_index_of_a_gallery(made, tmp_path, capsys):

@@ -82,15 +82,15 @@ def test_words_that_are_wrong(tmp_path):
 def test_scenes_are_added_and_replaced(tmp_path):
     first = embeddings({"image": [(1, 0, 0), (0, 1, 0)]}, [[(4, "chair", {"image": (1, 0)})], []], names=["a", "b"], places=["a", "b"])
     first.details["folders"] = ["/one/a", "/one/b"]
-    second = embeddings({"image": [(0, 0, 1), (0, 1, 1), (1, 1, 1)]}, [[], [(7, "desk", {"image": (0, 1)})], []], names=["b", "c", "c"], places=["b", "c", "c"])
-    second.details["folders"] = ["/two/b", "/two/c", "/three/c"]
+    second = embeddings({"image": [(0, 0, 1), (1, 1, 1)]}, [[(7, "desk", {"image": (0, 1)})], []], names=["b", "c"], places=["b", "c"])
+    second.details["folders"] = ["/two/b", "/two/c"]
     shades = iter((40, 90))
     write_gallery(tmp_path / "db", first, lambda number: np.full((8, 8, 3), next(shades), np.uint8))
     with pytest.raises(FileExistsError, match="--add"):
         write_gallery(tmp_path / "db", second, no_picture)
     gallery = write_gallery(tmp_path / "db", second, lambda number: None if number == 0 else np.full((8, 8, 3), 200, np.uint8), add=True)
     e = gallery.embeddings
-    assert e.names == ["a", "b", "c"] and e.details["folders"] == ["/one/a", "/two/b", "/three/c"] and e.labels == ["chair"]  # the last "c" stands
+    assert e.names == ["a", "b", "c"] and e.details["folders"] == ["/one/a", "/two/b", "/two/c"] and e.labels == ["chair", "desk"]
     np.testing.assert_allclose(e.scenes["image"][1], [0, 0, 1])
     assert abs(int(gallery.picture(0).mean()) - 40) < 3 and gallery.picture(1) is None and abs(int(gallery.picture(2).mean()) - 200) < 3
 

@@ -113,7 +113,7 @@ def test_objects_of_no_scene(made, tmp_path, capsys):
     given = [str(tmp_path / "cabinet.obj"), str(tmp_path / "red.png"), "the large desk"]
     assert localize_main([*(word for each in given for word in ("--query", each)), "--scene", str(made.scenes / "room0"), "--to", "image", "--weight", made.weight]) == 0
     printed = capsys.readouterr().out
-    assert "given alone have no place" in printed and printed.count("  no ") == 2  # three objects, and two of the scene have pictures
+    assert "given alone have no place" in printed and printed.count("  -  ") == 2  # three objects, and two of the scene have pictures
     assert [object_kind(each) for each in given] == ["cad", "image", "text"]
 
 
