@@ -44,13 +44,14 @@ def ranking_sheet(queries: Sequence[Query], hits: Sequence[Hit], gallery: Galler
     """Pictures `across` a row, uint8 [H, W, 3]: the queries, then the scenes found, with ranks and scores above."""
     from pointcept3m.engines.visualize.sheet import compose
 
-    cells = [(f"query: {query.kind}", _framed(query.picture, query.name)) for query in queries]
-    cells += [(f"{rank}. {hit.name}  {hit.score:.2f}", _framed(gallery.picture(hit.number), hit.name)) for rank, hit in enumerate(hits, 1)]
+    cells = [(f"query: {query.kind} {query.name[:24]}", _framed(query.picture, query.name)) for query in queries]
+    kinds = gallery.embeddings.categories
+    cells += [(f"{rank}. {hit.name}  {hit.score:.2f} {hit.modality}{f', {kinds[hit.number]}' if kinds[hit.number] else ''}", _framed(gallery.picture(hit.number), hit.name)) for rank, hit in enumerate(hits, 1)]
     blank = np.full_like(cells[0][1], 255)
-    across = min(across, len(cells))
+    across = -(-len(cells) // -(-len(cells) // across))  # rows of about one length
     rows = [cells[start : start + across] for start in range(0, len(cells), across)]
     rows[-1] += [("", blank)] * (across - len(rows[-1]))
-    return np.concatenate([compose([title for title, _ in row], [("", [picture for _, picture in row])], size=14) for row in rows])
+    return np.concatenate([compose([title for title, _ in row], [("", [picture for _, picture in row])], size=12) for row in rows])
 
 
 def _framed(image: NDArray[np.uint8] | None, name: str, side: int = 260) -> NDArray[np.uint8]:

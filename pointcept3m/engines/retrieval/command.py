@@ -160,7 +160,8 @@ def localize_main(argv: Sequence[str] | None = None) -> int:
     """Prints which object is which, with boxes; writes JSON or a picture from above. Raises as its parts do."""
     arguments = localize_parser().parse_args(argv)
     _check_outputs(arguments)
-    from pointcept3m.engines.retrieval.found_objects import describe_found, draw_found, find_objects
+    from pointcept3m.engines.retrieval.found_objects import describe_found, find_objects
+    from pointcept3m.engines.retrieval.found_picture import draw_found
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
 
     model = open_retrieval_model(arguments.weight, arguments.config, arguments.device, **encoder_options(arguments))

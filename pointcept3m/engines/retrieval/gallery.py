@@ -32,7 +32,7 @@ from pointcept3m.utils.registry import near_names
 
 logger = logging.getLogger("pointcept3m")
 
-PICTURE_SIDE = 320  # pixels
+PICTURE_SIDE = 480  # pixels
 
 
 @dataclass(frozen=True)
