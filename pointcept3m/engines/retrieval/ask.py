@@ -40,7 +40,7 @@ def hit_rows(gallery: Gallery, hits: Sequence[Hit]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def ranking_sheet(queries: Sequence[Query], hits: Sequence[Hit], gallery: Gallery, across: int = 6) -> NDArray[np.uint8]:
+def ranking_sheet(queries: Sequence[Query], hits: Sequence[Hit], gallery: Gallery, across: int = 4) -> NDArray[np.uint8]:
     """Pictures `across` a row, uint8 [H, W, 3]: the queries, then the scenes found, with ranks and scores above."""
     from pointcept3m.engines.visualize.sheet import compose
 
@@ -54,22 +54,22 @@ def ranking_sheet(queries: Sequence[Query], hits: Sequence[Hit], gallery: Galler
     return np.concatenate([compose([title for title, _ in row], [("", [picture for _, picture in row])], size=12) for row in rows])
 
 
-def _framed(image: NDArray[np.uint8] | None, name: str, side: int = 260) -> NDArray[np.uint8]:
-    """A picture in the middle of a white square; a scene or query without one shows its name."""
+def _framed(image: NDArray[np.uint8] | None, name: str, width: int = 380, height: int = 200) -> NDArray[np.uint8]:
+    """A picture in the middle of a white panel; a scene or query without one shows its name."""
     from PIL import Image, ImageDraw
 
     from pointcept3m.engines.visualize.sheet import font
 
-    square = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(square)
+    panel = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(panel)
     if image is None:
         lines = [""]
         for word in name.split():
             lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < 26 else [*lines, word]
-        draw.multiline_text((side // 2, side // 2), "\n".join(lines), (60, 60, 60), font(16), anchor="mm", align="center")
+        draw.multiline_text((width // 2, height // 2), "\n".join(lines), (60, 60, 60), font(16), anchor="mm", align="center")
     else:
         picture = Image.fromarray(image)
-        picture.thumbnail((side - 2, side - 2))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    draw.rectangle((0, 0, side - 1, side - 1), outline=(210, 210, 210))
-    return np.asarray(square)
+        picture.thumbnail((width - 2, height - 2))
+        panel.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    draw.rectangle((0, 0, width - 1, height - 1), outline=(210, 210, 210))
+    return np.asarray(panel)

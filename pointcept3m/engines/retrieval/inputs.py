@@ -228,7 +228,8 @@ def _read_pictures(path: Path, kind: str, model: RetrievalModel, say: Say) -> Qu
     if kind == "panorama":
         pictures = [view for picture in pictures for view in perspectives(picture)]
         say(f"{path}: {len(pictures)} views cut out of the panorama")
-    return Query(path.stem, kind, image=model.recipe.image_tokens(pictures), picture=first)
+    name = f"{path.parent.name}/{path.name}" if path.name == "color" else path.stem
+    return Query(name, kind, image=model.recipe.image_tokens(pictures), picture=first)
 
 
 def _read_points(
