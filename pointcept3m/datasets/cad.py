@@ -31,7 +31,7 @@ def read_mesh(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]
     except Exception as error:  # trimesh's readers raise whatever they stumble over
         raise ValueError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
     if not len(faces):
-        raise ValueError(f"{path}: a mesh without faces has no surface ({len(vertices)} vertices); wanted triangles")
+        raise ValueError(f"{path}: a mesh without faces has no surface; wanted triangles")
     if not np.isfinite(vertices).all():
         raise ValueError(f"{path}: {int((~np.isfinite(vertices).all(axis=1)).sum())} of {len(vertices)} vertices are not finite")
     return vertices, faces

@@ -310,6 +310,10 @@ def load_array(path: str | Path) -> NDArray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as stream:
+        head = stream.read(6)
+    if head != b"\x93NUMPY":
+        raise ValueError(f"{path}: not a readable .npy array: it begins with {head!r}, as no such file does")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
