@@ -84,7 +84,7 @@ def marks_of_plan(plan: Floorplan) -> Marks:
     if ink.sum() < 20:
         raise ValueError(f"a floorplan of {grey.shape[1]} x {grey.shape[0]} pixels with no dark line: nothing to compare")
     share = max(1.0, len(row) / MAX_POINTS)
-    kept = np.arange(0, len(row), share).astype(np.int64)
+    kept = np.linspace(0, len(row) - 1, min(len(row), MAX_POINTS)).astype(np.int64)
     row, column, ink = row[kept], column[kept], ink[kept]
     xy = np.stack([column + 0.5, -(row + 0.5)], axis=1) * plan.metres_per_pixel
     return aligned(xy, ink, np.stack([ink, ~ink], axis=1), share * plan.metres_per_pixel**2)

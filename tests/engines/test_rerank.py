@@ -122,6 +122,13 @@ def test_paper_need_not_be_white():
     assert np.abs(white - other).mean() < 0.01 and white[1].sum() > 5
 
 
+def test_a_plan_of_any_number_of_dark_pixels():
+    image = np.full((260, 260, 3), 255, np.uint8)
+    image.reshape(-1, 3)[:33832] = 0  # spread over 30,000 marks, of which none may lie behind the last
+    marks = plan_pairs.marks_of_plan(Floorplan(image, 0.02))
+    assert len(marks.xy) == plan_pairs.MAX_POINTS and marks.cover * len(marks.xy) == pytest.approx(33832 * 0.02**2, rel=1e-6)
+
+
 def test_negatives_are_of_other_places_and_half_of_the_same_kind(rooms):
     data = pairs(rooms, negatives=2)
     rng = np.random.default_rng(0)
