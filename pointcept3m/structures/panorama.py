@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.structures.camera import pixel_rays
 
-SEAM = 12.0  # mean difference of colours across the picture's seam below which it closes
+SEAM, PLAIN = 2.0, 4.0  # across the seam colours may differ by so many times what neighbouring columns do, and in any case by so much
 
 
 def is_panorama(image: NDArray[np.uint8]) -> bool:
@@ -16,8 +16,9 @@ def is_panorama(image: NDArray[np.uint8]) -> bool:
     height, width = image.shape[:2]
     if abs(width - 2 * height) > 0.02 * width or height < 16:
         return False
-    left, right = image[:, :2].astype(np.float32).mean(axis=1), image[:, -2:].astype(np.float32).mean(axis=1)
-    return float(np.abs(left - right).mean()) < SEAM
+    columns = image[:, : width // 2 * 2].reshape(height, -1, 2, 3).astype(np.float32).mean(axis=2)
+    step = np.abs(np.diff(columns, axis=1)).mean(axis=(0, 2))
+    return float(np.abs(columns[:, 0] - columns[:, -1]).mean()) < max(PLAIN, SEAM * float(np.median(step)))
 
 
 def perspectives(

@@ -111,7 +111,7 @@ def test_guesses(tmp_path, made):
     plan = np.full((60, 80, 3), 255, np.uint8)
     plan[10:12, 10:70] = plan[50:52, 10:70] = 0
     smooth = np.tile((127 + 100 * np.sin(np.linspace(0, 2 * np.pi, 200)))[None, :, None], (100, 1, 3)).astype(np.uint8)
-    for name, picture in (("plan", plan), ("photo", rng.integers(0, 200, (60, 80, 3))), ("turn", smooth), ("wide", rng.integers(0, 200, (50, 100, 3)))):
+    for name, picture in (("plan", plan), ("photo", rng.integers(0, 200, (60, 80, 3))), ("turn", smooth), ("wide", rng.integers(0, 40, (50, 100, 3)) + np.linspace(0, 180, 100)[None, :, None])):
         Image.fromarray(picture.astype(np.uint8)).save(tmp_path / f"{name}.png")
     wide = np.full((50, 100, 3), 250, np.uint8)
     wide[10:12, 10:90] = wide[40:42, 10:90] = 0
