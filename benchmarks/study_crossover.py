@@ -63,6 +63,9 @@ PAIRS = {
 }
 
 
+KEPT = ("top1", "top5", "same", "diff", "R@50", "recall", "static_recall", "moved_recall")  # scores of every pair in the record
+
+
 def slug(name: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
@@ -126,7 +129,7 @@ def scores_of(results: dict, table: str, metric: str, score: str) -> float | Non
 
 
 def report(args: argparse.Namespace, folder: Callable[[str, int], Path], rows: list[str]) -> None:
-    """Prints the tables and writes the record, which has every pair of every metric."""
+    """Prints the tables and writes the record, which has every pair of every metric as well."""
     runs: dict[str, list[dict]] = {}  # row -> for each seed metric -> pair -> scores
     for name in rows:
         for seed in args.seeds:
@@ -154,7 +157,19 @@ def report(args: argparse.Namespace, folder: Callable[[str, int], Path], rows: l
         print(f"\n{table}\n\n| row | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
         for name, row in tables[table].items():
             print(f"| {name} | " + " | ".join(cell(row.get(column), 1 if name == "chance" else len(args.seeds)) for column in names) + " |")
-    write_record(args.output, {"seeds": args.seeds, "tables": tables, "runs": runs})
+    write_record(args.output, {"seeds": args.seeds, "tables": tables, "pairs": {name: pairs_of(each) for name, each in runs.items()}})
+
+
+def pairs_of(runs: list[dict]) -> dict:
+    """metric -> pair of modalities -> score of `KEPT` -> its values over the seeds, of one row."""
+    first = runs[0]
+    return {
+        metric: {
+            pair: {score: [round(run[metric][pair][score], 4) for run in runs if score in run[metric].get(pair, {})] for score in KEPT if score in first[metric][pair]}
+            for pair in first[metric]
+        }
+        for metric in first
+    }
 
 
 if __name__ == "__main__":
