@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the seed, and the folder of real data where there is one."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def fixed_seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def importable(name: str):
+    """The module, or the test is skipped, also where an import fails for what another package lacks (timm beside a torch whose
+    torchvision is of another build)."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        pytest.skip(f"{name} cannot be imported here: {error}")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pointcept3m.models.builder import TEACHERS
+from tests.conftest import importable
 
 TINY = dict(type="TimmTeacher", model_name="vit_small_patch14_dinov2", random_init=True, model_args=dict(depth=3))
 SMALL = dict(
@@ -20,6 +21,7 @@ def images():
 
 
 def test_timm_gives_its_class_token(images):
+    importable("timm")
     teacher = TEACHERS.build({**TINY, "max_batch": 2})
     first, patches = teacher.tokens(images)
     whole = teacher.network.forward_features(teacher.prepare(images))
@@ -31,6 +33,7 @@ def test_timm_gives_its_class_token(images):
 
 def test_facet_of_a_block(images):
     """CrossOver's release takes the values of an inner block, each token of unit length."""
+    importable("timm")
     teacher = TEACHERS.build({**TINY, "layer": 1, "facet": "value"})
     first, patches = teacher.tokens(images)
     network, block = teacher.network, teacher.network.blocks[1]
@@ -45,9 +48,8 @@ def test_facet_of_a_block(images):
 
 
 def test_open_clip_gives_the_image_embedding(images, monkeypatch):
-    open_clip = pytest.importorskip("open_clip")
+    importable("open_clip")
     teacher = TEACHERS.build(dict(type="OpenClipTeacher", model_name="ViT-B-32", random_init=True, model_args=SMALL))
-    assert open_clip is not None
     first, patches = teacher.tokens(images)
     assert torch.allclose(first, F.normalize(teacher.network.encode_image(teacher.prepare(images)), dim=-1), atol=1e-5)
     assert torch.allclose(patches, teacher(images).flatten(2).transpose(1, 2), atol=1e-5)

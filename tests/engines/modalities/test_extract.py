@@ -12,6 +12,7 @@ from pointcept3m.engines.modalities import ModalitySettings, build_recipe, extra
 from pointcept3m.engines.modalities.crops import grown_box
 from pointcept3m.models.teachers import PocketTeacher
 from pointcept3m.structures.scene_objects import SceneFacts, read_cad, write_facts, write_mask
+from tests.conftest import importable
 from tests.engines.modalities.scenes import RECIPE, make_scene
 
 
@@ -189,11 +190,15 @@ def test_recipes_are_checked():
         build_recipe(dict(shapes=None))
     with pytest.raises(KeyError, match="no part 'point'"):
         build_recipe("pocket", leave_out=["point"])
+    with pytest.raises(ValueError, match="has no encoder of image; its parts: text"):
+        build_recipe(RECIPE, leave_out=["image", "shape"]).image_tokens([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_weights_that_are_missing_are_named():
+    importable("timm")
     with pytest.raises(ValueError, match="needs weights.*hf download timm/vit_giant_patch14_dinov2") as caught:
         build_recipe("paper", leave_out=["shape", "text"])
     assert "--weight image=PATH" in "".join(caught.value.__notes__)
-    with pytest.raises(ValueError, match="has no encoder of image; its parts: text"):
-        build_recipe(RECIPE, leave_out=["image", "shape"]).image_tokens([np.zeros((8, 8, 3), np.uint8)])
 
 
 def test_raw_inputs(recipe):

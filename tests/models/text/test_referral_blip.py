@@ -8,6 +8,7 @@ import torch
 
 from pointcept3m.models.builder import TEXT_ENCODERS
 from pointcept3m.models.text import BlipTextEncoder, ReferralEncoder
+from tests.conftest import importable
 
 TINY = dict(vocab_size=40, hidden_size=24, encoder_hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=48, max_position_embeddings=12)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "chair", "desk", "left", "of", "lamp"]
@@ -49,7 +50,7 @@ def test_refuses(referral, texts, error):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    pytest.importorskip("transformers")
+    importable("transformers.models.blip.modeling_blip_text")
     folder = tmp_path_factory.mktemp("bert")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return folder
