@@ -61,8 +61,6 @@ PAIRS = {
     "objects": list(permutations(("image", "point", "cad", "text"), 2)),
     "P->M": [("point", "cad")],
 }
-
-
 KEPT = ("top1", "top5", "same", "diff", "R@50", "recall", "static_recall", "moved_recall")  # scores of every pair in the record
 
 
@@ -84,6 +82,8 @@ def main() -> None:
     def folder(name: str, seed: int) -> Path:
         return runs / slug(name) / f"seed{seed}"
 
+    failed: list[str] = []
+
     def run(job: tuple[str, int]) -> None:
         name, seed = job
         config, options = rows[name]
@@ -93,8 +93,6 @@ def main() -> None:
         except SystemExit as error:  # the other runs go on
             failed.append(str(error))
             print(f"{error}", flush=True)
-
-    failed: list[str] = []
 
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as pool:

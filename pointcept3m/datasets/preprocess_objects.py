@@ -42,8 +42,8 @@ class ObjectSettings:
     """What the user chose.
 
     frame_stride: every n-th picture, 0 none; num_frames: at most so many of those, evenly spaced, 0 all · image_width: of pictures
-    and masks, at most, 0 as they are · upright: turn a scan's pictures by the quarter turn after which most stand upright · masks: cast them · referrals: "" none, "template" our own sentences (datasets/referrals.py),
-    or the path of SceneVerse's file.
+    and masks, at most, 0 as they are · masks: cast them · referrals: "" none, "template" our own sentences (datasets/referrals.py),
+    or the path of SceneVerse's file · upright: turn a scan's pictures by the quarter turn after which most stand upright.
     """
 
     frame_stride: int = 5
@@ -63,8 +63,9 @@ class ObjectSettings:
 # the command line that the tools share
 
 
-def object_parser(doc: str, raw: str, output: str, splits: Sequence[str] = SPLITS, frame_stride: int = 5) -> argparse.ArgumentParser:
-    """The options of a preprocessing into scenes with objects. raw, output: what to say of --raw-root, an example of --output-root."""
+def object_parser(doc: str, raw: str, output: str, splits: Sequence[str] = SPLITS, frame_stride: int = 5, recorded: bool = True) -> argparse.ArgumentParser:
+    """The options of a preprocessing into scenes with objects. raw, output: what to say of --raw-root, an example of --output-root.
+    recorded: pictures come from a camera that may have been held sideways."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--raw-root", "--dataset_root", type=Path, required=True, help=raw)
@@ -74,7 +75,8 @@ def object_parser(doc: str, raw: str, output: str, splits: Sequence[str] = SPLIT
     add("--frame-stride", type=int, default=frame_stride, help=f"every n-th picture; 0: points and objects only ({frame_stride}; CrossOver takes each)")
     add("--num-frames", type=int, default=0, help="at most this many of those a scene, evenly spaced; 0: all (0)")
     add("--image-width", type=int, default=640, help="of the pictures and masks written, at most; 0: as they are (640)")
-    add("--as-recorded", action="store_true", help="leave pictures that were taken sideways as they are; else a scan's are turned upright, by a quarter or half, by their poses")
+    if recorded:
+        add("--as-recorded", action="store_true", help="leave pictures that were taken sideways as they are; else a scan's are turned upright, by a quarter or half, by their poses")
     add("--no-masks", action="store_true", help="do not cast masks of objects")
     add("--referrals", default="", metavar="FILE", help="SceneVerse's ssg_ref_rel2_template.json, or 'template' for sentences made from the boxes")
     add("--skip-broken", action="store_true", help="go on past scenes that cannot be read, and list them at the end")
@@ -86,7 +88,7 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `ObjectSettings` that the options of `object_parser` say."""
     referrals = args.referrals if args.referrals in ("", "template") else str(Path(args.referrals).resolve())
     chosen = dict(frame_stride=args.frame_stride, num_frames=args.num_frames, image_width=args.image_width)
-    return dict(**chosen, masks=not args.no_masks, referrals=referrals, upright=not args.as_recorded)
+    return dict(**chosen, masks=not args.no_masks, referrals=referrals, upright=not getattr(args, "as_recorded", False))
 
 
 def chosen_lists(args: argparse.Namespace) -> dict[str, str]:

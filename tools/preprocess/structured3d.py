@@ -17,7 +17,7 @@ from pointcept3m.datasets.preprocess_structured3d import Settings, fill_room, jo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the preprocessing with progress on stderr; returns 1 where a room was skipped as broken."""
-    parser = object_parser(__doc__, "the folder of scene_XXXXX/, unpacked", "data/structured3d", frame_stride=1)
+    parser = object_parser(__doc__, "the folder of scene_XXXXX/, unpacked", "data/structured3d", frame_stride=1, recorded=False)
     parser.add_argument("--panorama-views", type=int, default=8, help="pictures cut out of a room's panorama; 0: none (8)")
     parser.add_argument("--voxel", type=float, default=0.02, help="metres between fused points (0.02)")
     args = parser.parse_args(arguments)

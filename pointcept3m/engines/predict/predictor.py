@@ -359,14 +359,14 @@ def find_weight(weight: str | Path) -> Path:
             raise ValueError(f"weight: {path} is no weight file; wanted a .pth or .safetensors file, or a run folder")
         return path
     if path.is_dir():
-        config = path / "config.py"
-        last = config.is_file() and tests_last(Config.fromtext(config.read_text(encoding="utf-8"), str(config)))
-        stems = ("model_last", "model_best") if last else ("model_best", "model_last")
-        names = [f"{stem}{suffix}" for stem in stems for suffix in (".pth", ".safetensors")]
         for folder in (path / "model", path):
-            for name in names:
-                if (folder / name).is_file():
-                    return folder / name
+            best, last = (
+                next((file for suffix in (".pth", ".safetensors") if (file := folder / f"{stem}{suffix}").is_file()), None) for stem in ("model_best", "model_last")
+            )
+            if best and last:
+                return last if tests_last(saved_config(last) or {}) else best
+            if best or last:
+                return best or last
         raise FileNotFoundError(f"weight: {path} holds no model/model_best.pth or model_last.pth; it is no run folder, or nothing was saved yet")
     raise FileNotFoundError(f"weight: no file or run folder {path}; {near_files(path)}")
 

@@ -37,13 +37,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def embed_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "pointcept3m embed",
-        "Embeds scenes into CrossOver's space: scene folders become a gallery, anything else a vector.",
+        "Embeds scenes into CrossOver's space, as a gallery that is searched, or as vectors.",
         "  pointcept3m embed data/rooms_modalities/val --weight exp/crossover/rooms --gallery db\n  pointcept3m embed plan.png --weight exp/crossover/rooms --out plan.npy\n",
     )
     add = parser.add_argument
-    add("given", nargs="+", metavar="SCENE", help=f"folders of scenes, for --gallery; or, for --out, {QUERY_HELP}")
+    add("given", nargs="+", metavar="SCENE", help=f"a scene folder or a folder of them, for --gallery; or, each a scene, {QUERY_HELP}")
     _add_model(parser)
-    add("--gallery", type=Path, metavar="FOLDER", help="writes or (--add) extends a gallery of scene folders")
+    add("--gallery", type=Path, metavar="FOLDER", help="writes or (--add, --resume) extends a gallery")
     add("--out", type=Path, metavar="FILE", help=".npy: the unit vectors of what is given, a row each")
     add("--add", action="store_true", help="put the scenes into the gallery that is there")
     add("--resume", action="store_true", help="go on with a gallery that was stopped: only folders that it has not")

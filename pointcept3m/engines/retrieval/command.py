@@ -17,7 +17,7 @@ def embed_main(argv: Sequence[str] | None = None) -> int:
     """Writes a gallery or vectors; returns 0. Raises: what is wrong with the input, before the network runs where it can be told."""
     arguments = embed_parser().parse_args(join_axis(argv))
     if (arguments.gallery is None) == (arguments.out is None):
-        raise ValueError("give --gallery FOLDER for scene folders, or --out FILE.npy for the vectors of anything else")
+        raise ValueError("give --gallery FOLDER for scenes that are searched, or --out FILE.npy for their vectors alone")
     for flag in ("add", "resume", "skip_broken"):
         if getattr(arguments, flag) and arguments.gallery is None:
             raise ValueError(f"--{flag.replace('_', '-')} belongs to --gallery")

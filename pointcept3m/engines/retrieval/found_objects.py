@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.engines.retrieval.inputs import Query, RetrievalModel, make_batch
 from pointcept3m.engines.retrieval.localize import TOLERANCE, Localization, localize
-from pointcept3m.engines.retrieval.scenes import scene_query
+from pointcept3m.engines.retrieval.scenes import scene_features
 from pointcept3m.engines.retrieval.single_objects import read_objects_alone
 from pointcept3m.structures.modality_features import OBJECT_MODALITIES, ModalityFeatures
 from pointcept3m.utils.files import near_files
@@ -83,12 +83,12 @@ def find_objects(
         if not (folder / "objects.json").is_file():
             raise FileNotFoundError(f"{folder}: no objects.json, so its objects are not known (docs/data.md says how one looks, docs/crossover_data.md what writes it)")
     if folders:
-        first, kinds = scene_query(folders[0], model, feature_root), None
+        first, kinds = Query(folders[0].name, "scene", features=scene_features(folders[0], model, feature_root)), None
     else:
         features, kinds = read_objects_alone([str(each) for each in given], model.recipe, up)
         first = Query("query", "scene", features=features)
     query_vectors, query_rows = _embedded(first, kinds or source, str(given[0]), model)
-    second = scene_query(scene, model, feature_root)
+    second = Query(scene.name, "scene", features=scene_features(scene, model, feature_root))
     target_vectors, target_rows = _embedded(second, target, str(scene), model)
     placed = kinds is None and source in HAS_PLACE
     centers = first.features.object_box[query_rows, :3].astype(np.float64) if placed else None

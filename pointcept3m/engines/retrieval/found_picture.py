@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from pointcept3m.engines.retrieval.found_objects import FoundObjects
 from pointcept3m.structures.scene import Scene
-from pointcept3m.structures.scene_objects import read_objects
+from pointcept3m.structures.scene_objects import SceneObject, read_objects
 
 AGREES, STANDS_ELSEWHERE, NOT_ALIGNED, OTHER = (20, 130, 60), (200, 90, 20), (40, 80, 180), (190, 190, 190)
 CEILING = 2.0  # metres above the lowest point, from which on points would hide the rest
@@ -18,7 +18,8 @@ def draw_found(found: FoundObjects, side: int = 900) -> NDArray[np.uint8]:
 
     from pointcept3m.engines.visualize.sheet import font
 
-    outlines = [corners_of(found, row) for row in range(len(found.target))]
+    known = {thing.id: thing for thing in read_objects(found.target_folder) or []}
+    outlines = [_corners(known.get(int(number)), box) for number, box in zip(found.target.object_id, found.target.object_box.astype(np.float64), strict=True)]
     points, color = _points(found)
     every = np.concatenate([*outlines, points[:, :2]])
     low, high = every.min(axis=0) - 0.3, every.max(axis=0) + 0.3
@@ -59,10 +60,8 @@ def draw_found(found: FoundObjects, side: int = 900) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def corners_of(found: FoundObjects, row: int) -> NDArray[np.float64]:
-    """The corners [4, 2] of an object of the target scene from above, turned as its objects.json says."""
-    known = {thing.id: thing for thing in read_objects(found.target_folder) or []}
-    thing, box = known.get(int(found.target.object_id[row])), found.target.object_box[row].astype(np.float64)
+def _corners(thing: SceneObject | None, box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The corners [4, 2] of an object from above, turned as its objects.json says; of its box [6] along the axes where that has it not."""
     center, size, angle = (box[:2], box[3:5], 0.0) if thing is None else (np.array(thing.center[:2]), np.array(thing.size[:2]), thing.heading)
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * size / 2
     cos, sin = np.cos(angle), np.sin(angle)

@@ -134,14 +134,14 @@ class Gallery:
         return {what: np.array(values, dtype=np.str_) for what, values in told.items()}
 
     def index(self, modality: str) -> ExactIndex | FaissIndex:
-        """What searches a modality: its faiss file where there is one, else exact."""
+        """What searches a modality: its faiss file where there is one and faiss is installed, else exact."""
         if modality not in self._indices:
             vectors, known = self.embeddings.scenes[modality], self.embeddings.scene_known[modality]
             path = self._index_path(modality)
-            indexed = path.is_file()
-            if indexed and not has_faiss():
+            usable = path.is_file() and has_faiss()
+            if path.is_file() and not usable:
                 logger.warning("%s: has an index of faiss, which is not installed (pip install faiss-cpu); searched exactly, which takes longer", self.folder)
-            self._indices[modality] = read_faiss(path, vectors, self._of()) if indexed and has_faiss() else ExactIndex(vectors, known)
+            self._indices[modality] = read_faiss(path, vectors, self._of()) if usable else ExactIndex(vectors, known)
         return self._indices[modality]
 
     def _index_path(self, modality: str) -> Path:
@@ -202,8 +202,8 @@ def write_gallery(
     """Writes a gallery, or with `add` puts scenes behind those it has (one of the same
     data set, split and name takes the old one's place).
 
-    say: told which scenes took the place of one from another folder. pictures: gives the picture of the scene with that number in `embeddings`. Indices of faiss are dropped, since they are of the
-    scenes before.
+    pictures: gives the picture of the scene with that number in `embeddings`. say: told which scenes took the place of one from
+    another folder. Indices of faiss are dropped, since they are of the scenes before.
     Raises: FileExistsError where there is a gallery and `add` is false; ValueError where it is of another model, or two of the scenes
         have one data set, split and name.
     """

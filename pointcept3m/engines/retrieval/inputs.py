@@ -61,8 +61,7 @@ class RetrievalModel:
     @property
     def widths(self) -> dict[str, int]:
         """Widths that the network was made for, by the names of `ModalityFeatures.widths`; also of encoders that are left out."""
-        told = (self.cfg["data"]["test"].get("widths") or {}) if "data" in self.cfg else {}
-        return {**self.recipe.widths, **told}
+        return {**self.recipe.widths, **(self.cfg["data"]["test"].get("widths") or {})}
 
 
 def open_retrieval_model(
@@ -144,7 +143,7 @@ def guess_kind(given: str | Path) -> str:
     suffix = path.suffix.lower()
     if not os.path.isfile(path):
         if suffix in (*PICTURES, *CLOUDS) or ("/" in words and " " not in words) or NAME_OF_A_FILE.fullmatch(words):
-            raise FileNotFoundError(f"{given}: no such file or folder; {near_files(path)}")
+            raise FileNotFoundError(f"{given}: no such file or folder (--as text searches for the words); {near_files(path)}")
         return "text"
     if suffix in PICTURES:
         picture = read_picture(path)

@@ -32,7 +32,6 @@ def load_reranker(weight: str | Path, device: str | torch.device = "cpu") -> Pla
     return model.eval()
 
 
-@torch.no_grad()
 def rerank(plan: Floorplan, scenes: Sequence[str | Path], model: PlanReranker) -> NDArray[np.float32]:
     """Scores [K] of scene folders with points for a floorplan, the higher the better; plan and scans need not share axes.
 
@@ -40,12 +39,16 @@ def rerank(plan: Floorplan, scenes: Sequence[str | Path], model: PlanReranker) -
     """
     if not scenes:
         return np.zeros(0, np.float32)
+    return _scores(model, plan_raster(plan, model.size, model.cell), [scan_raster(folder, model.size, model.cell) for folder in scenes])
+
+
+@torch.no_grad()
+def _scores(model: PlanReranker, plan: NDArray[np.float32], scans: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Scores [K] of the rasters of K scans for that of a plan."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    plans = torch.from_numpy(plan_raster(plan, model.size, model.cell))[None].to(device)
-    scans = torch.from_numpy(np.stack([scan_raster(folder, model.size, model.cell) for folder in scenes])).to(device)
-    scores = all_scores(model, plans, scans)[0].cpu().numpy()
+    scores = all_scores(model, torch.from_numpy(plan)[None].to(device), torch.from_numpy(np.stack(scans)).to(device))[0].cpu().numpy()
     model.train(training)
     return scores
 
@@ -77,21 +80,23 @@ def rerank_hits(plan: Floorplan, hits: Sequence[Hit], gallery: Gallery, model: P
 
     Raises: ValueError where no scene is left to be compared, or the plan has no line.
     """
-    plan_raster(plan, model.size, model.cell)  # what is wrong with the plan is no scene's fault
-    folders, scored, left, reason = folders_of(gallery.embeddings), [], [], ""
+    drawn = plan_raster(plan, model.size, model.cell)
+    folders, compared, scans, left, reason = folders_of(gallery.embeddings), [], [], [], ""
     for hit in hits:
         folder = folders[hit.number]
         try:
             if folder is None or not (Path(folder) / "coord.npy").is_file():
                 raise ValueError(f"no points in {folder or 'a folder that the gallery does not know'}")
-            scored.append(replace(hit, geometry=float(rerank(plan, [folder], model)[0])))
+            scans.append(scan_raster(folder, model.size, model.cell))
+            compared.append(hit)
         except ValueError as error:
             left.append(hit)
             reason = reason or f"{hit.name}: {error}"
-    if not scored:
+    if not compared:
         raise ValueError(f"--rerank: none of {len(hits)} scenes found has points to compare with the plan; {reason}")
     if left:
         say(f"{len(left)} of {len(hits)} candidates could not be compared with the plan and stand behind the others; {reason}")
+    scored = [replace(hit, geometry=float(score)) for hit, score in zip(compared, _scores(model, drawn, scans), strict=True)]
     return sorted(scored, key=lambda hit: (-hit.geometry, hit.number)) + left
 
 

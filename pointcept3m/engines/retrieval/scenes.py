@@ -75,7 +75,7 @@ def scene_query(folder: Path, model: RetrievalModel, feature_root: Path | None =
         points = point_sample(assets, model)
     elif model.points is not None and (folder / "depth").is_dir():
         points = read_query(folder, model, "point", say, **options).points
-    return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root))
+    return Query(folder.name, "scene", points=points, features=scene_features(folder, model, feature_root, say))
 
 
 def read_any(
@@ -90,7 +90,7 @@ def read_any(
     folder = Path(given)
     if not (os.path.isdir(folder) and guess_kind(given) == "scene") or kind == "panorama":
         return read_query(given, model, kind, say, **options)
-    query = scene_query(folder, model, feature_root)
+    query = scene_query(folder, model, feature_root, say, **options)
     have = [name for name in TOKENS if name in query.features.tokens] + ["point"] * (query.points is not None) + ["scene"] * bool(len(query.features))
     if kind not in have:
         got = f"has no {kind}" if kind else "is a whole scene"
@@ -115,14 +115,17 @@ def embed_scenes(
         for folder in folders[start : start + batch]:
             try:
                 whole = folder.is_dir() and is_scene_folder(folder)
-                queries.append(scene_query(folder, model, feature_root, say, **options) if whole else read_any(folder, model, None, say, **options))
-                shown.append(scene_picture(folder) if whole else queries[-1].picture)
-                read.append(folder)
-            except (ValueError, OSError) as error:
+                query = scene_query(folder, model, feature_root, say, **options) if whole else read_any(folder, model, None, say, **options)
+                picture = scene_picture(folder) if whole else query.picture
+            except (ValueError, KeyError, OSError) as error:
                 if broken is None:
                     raise
                 broken[folder] = error
                 say(f"{folder}: left out: {error}")
+                continue
+            queries.append(query)
+            shown.append(picture)
+            read.append(folder)
         if queries:
             piece = embed_batch(model.network, make_batch(queries, model), model.fingerprint)
             for row, folder in enumerate(read):

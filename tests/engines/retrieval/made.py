@@ -11,7 +11,7 @@ from pointcept3m.utils.config import Config
 from tests.engines.modalities.scenes import RECIPE, make_scene
 
 
-def write_model(path, seed=0, dim=16, recipe="tiny"):
+def write_model(path, seed=0, dim=16, recipe="tiny", hooks=()):
     """Writes the weights of a CrossOver-v1m1 with its config inside; the path."""
     fill_registries()
     RECIPES.setdefault("tiny", {key: value for key, value in RECIPE.items() if key != "name"})
@@ -19,6 +19,7 @@ def write_model(path, seed=0, dim=16, recipe="tiny"):
     instance = dict(type="CrossOver-instance-v1m1", widths=widths, dim=dim, transformer=dict(heads=2, layers=1, feedforward=16, dropout=0.0))
     backbone = dict(type="SpUNet-v1m1", in_channels=3, num_classes=0, base_channels=16, channels=(16,) * 8, layers=(1,) * 8)
     cfg = Config(dict(
+        hooks=list(hooks),
         model=dict(type="CrossOver-v1m1", instance=instance, widths=widths, backbone=backbone, backbone_out_channels=16, dim=dim, stage="unified"),
         data=dict(test=dict(type="CrossOverDataset", recipe=recipe if isinstance(recipe, str) else recipe["name"], widths=widths, transform=[
             dict(type="CenterShift", apply_z=True), dict(type="GridSample", grid_size=0.3, return_grid_coord=True, mode="train"),

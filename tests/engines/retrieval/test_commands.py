@@ -220,7 +220,7 @@ def test_a_run_folder_stands_for_the_weights_of_its_tables(made, tmp_path):
     write_model(run / "model" / "model_best.safetensors", seed=1)
     last = write_model(run / "model" / "model_last.safetensors", seed=2)
     assert open_retrieval_model(str(run), say=str).weight.endswith("model_best.safetensors")
-    (run / "config.py").write_text("hooks = [dict(type='PreciseEvaluator', test_last=True)]\n")
+    write_model(last, seed=2, hooks=[dict(type="PreciseEvaluator", test_last=True)])
     assert open_retrieval_model(str(run), say=str).weight == str(last)
 
 
@@ -284,6 +284,22 @@ def test_a_gallery_that_was_stopped_goes_on(made, tmp_path, capsys, monkeypatch)
     assert all(Gallery(db).picture(number) is not None for number in range(3))
     assert embed_main([*argv, "--resume"]) == 0 and "3 of 3 scenes are in" in capsys.readouterr().out
     assert "holds a gallery already" in refused(capsys, embed_main, *argv)
+
+
+def test_a_scene_whose_picture_is_broken_shifts_no_other(made, tmp_path, capsys):
+    """Its features were extracted before, so that it is the picture for the gallery alone that cannot be read."""
+    scenes, model = write_scenes(tmp_path, 3), open_retrieval_model(made.weight, say=str)
+    path = modality_path(scenes / "room0", "tiny", None)
+    path.parent.mkdir()
+    write_modalities(path, extract_scene(scenes / "room0", model.recipe))
+    frames = sorted((scenes / "room0" / "color").iterdir())
+    frames[len(frames) // 2].write_bytes(b"no picture")
+    assert embed_main([str(scenes), "--gallery", str(tmp_path / "db"), "--weight", made.weight, "--skip-broken"]) == 1
+    assert "left out, since they could not be read: room0" in capsys.readouterr().out
+    found, whole = Gallery(tmp_path / "db").embeddings, Gallery(made.gallery).embeddings
+    assert found.names == ["room1", "room2"] and [path.rsplit("/", 1)[1] for path in found.details["folders"]] == found.names
+    np.testing.assert_allclose(found.scenes["text"], whole.scenes["text"][1:], atol=1e-5)
+    assert np.array_equal(Gallery(tmp_path / "db").picture(1), Gallery(made.gallery).picture(2))
 
 
 def test_scans_pictures_and_plans_become_scenes_of_a_gallery(made, tmp_path, capsys):
