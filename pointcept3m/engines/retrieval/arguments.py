@@ -35,6 +35,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def embed_parser() -> argparse.ArgumentParser:
+    """The command line of `pointcept3m embed`."""
     parser = _parser(
         "pointcept3m embed",
         "Embeds scenes into CrossOver's space, as a gallery that is searched, or as vectors.",
@@ -57,6 +58,7 @@ def embed_parser() -> argparse.ArgumentParser:
 
 
 def retrieve_parser() -> argparse.ArgumentParser:
+    """The command line of `pointcept3m retrieve`."""
     parser = _parser(
         "pointcept3m retrieve",
         "Finds scenes of a gallery by a picture, a floorplan, words or points.",
@@ -86,6 +88,7 @@ def retrieve_parser() -> argparse.ArgumentParser:
 
 
 def localize_parser() -> argparse.ArgumentParser:
+    """The command line of `pointcept3m localize`."""
     parser = _parser(
         "pointcept3m localize",
         "Finds the objects of one scene in another, with their boxes: matched one to one, then aligned.",

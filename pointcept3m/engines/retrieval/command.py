@@ -45,7 +45,7 @@ def _reading(arguments: Any) -> dict[str, Any]:
 
 
 def _embed_gallery(arguments: Any) -> int:
-    from pointcept3m.engines.retrieval.gallery import Gallery, folders_of, write_gallery
+    from pointcept3m.engines.retrieval.gallery import Gallery, check_unique, folders_of, write_gallery
     from pointcept3m.engines.retrieval.index import import_faiss
     from pointcept3m.engines.retrieval.inputs import open_retrieval_model
     from pointcept3m.engines.retrieval.scenes import embed_scenes, find_scenes
@@ -66,7 +66,9 @@ def _embed_gallery(arguments: Any) -> int:
             print(f"{before - len(folders)} of {before} scenes are in {arguments.gallery} already")
     indexed = any((arguments.gallery / "index").glob("*.safetensors"))
     broken: dict[Path, Exception] | None = {} if arguments.skip_broken else None
+    seen: dict[tuple[str, str, str], str | None] = {}
     for part, pictures in embed_scenes(folders, model, seconds=WRITE_EVERY, broken=broken, **_reading(arguments)):
+        check_unique(part, seen)
         gallery = write_gallery(arguments.gallery, part, pictures.__getitem__, add=gallery is not None, say=print)
     if gallery is None:
         raise ValueError(f"none of {len(folders)} scenes could be read; the first: {next(iter(broken.values()))}")

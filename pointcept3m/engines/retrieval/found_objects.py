@@ -54,6 +54,7 @@ class FoundObjects:
         return "too few matches agree on where the query's scene lies in this one" if self.source in HAS_PLACE else "words tell no place"
 
     def as_json(self) -> dict[str, Any]:
+        """What `--out FILE.json` holds: who was asked for where, the motion [4, 4] or None, and `rows`."""
         motion = None if self.result.motion is None else self.result.motion.tolist()
         return dict(
             query=self.name, scene=str(self.target_folder), source=self.source, target=self.target_modality, motion=motion, objects=self.rows()

@@ -208,7 +208,7 @@ def write_gallery(
         have one data set, split and name.
     """
     folder = Path(folder)
-    _check_keys(embeddings)
+    check_unique(embeddings, {})
     path = folder / "embeddings.safetensors"
     if path.is_file() and not add:
         raise FileExistsError(f"{folder}: holds a gallery already; --add puts scenes into it, another folder makes a new one")
@@ -252,9 +252,9 @@ def _joined(old: SceneEmbeddings, new: SceneEmbeddings) -> tuple[SceneEmbeddings
     return joined, places
 
 
-def _check_keys(embeddings: SceneEmbeddings) -> None:
-    """Raises ValueError where two scenes have one data set, split and name, by which a gallery knows them."""
-    seen: dict[tuple[str, str, str], str | None] = {}
+def check_unique(embeddings: SceneEmbeddings, seen: dict[tuple[str, str, str], str | None]) -> None:
+    """Raises ValueError where two scenes have one data set, split and name, by which a gallery knows them. seen: the folders by these
+    of scenes before, to which those of `embeddings` are added."""
     for key, path in zip(_keys(embeddings), folders_of(embeddings), strict=True):
         if key in seen:
             raise ValueError(f"{seen[key]} and {path}: both are scene {key[2]!r} of split {key[1]!r} and data set {key[0]!r}; rename one, or say another dataset in its scene.json")

@@ -323,12 +323,18 @@ def test_scans_pictures_and_plans_become_scenes_of_a_gallery(made, tmp_path, cap
     assert " views" in capsys.readouterr().out
 
 
-def test_scenes_of_one_name_are_told_apart_or_named(made, tmp_path, capsys):
+@pytest.mark.parametrize("seconds", [300.0, 0.0])
+def test_scenes_of_one_name_are_told_apart_or_named(made, tmp_path, capsys, monkeypatch, seconds):
+    """Also where the gallery was written between the two."""
+    monkeypatch.setattr(command, "WRITE_EVERY", seconds)
+    real = embed_scenes.embed_scenes
+    monkeypatch.setattr(embed_scenes, "embed_scenes", lambda *given, **options: real(*given, **options, batch=1))
     for name in ("a", "b"):
         shutil.copytree(made.scenes / "room0", tmp_path / name / "val" / "office")
     where = ["--gallery", tmp_path / "db", "--weight", made.weight]
     error = refused(capsys, embed_main, tmp_path / "a", tmp_path / "b", *where)
     assert "both are scene 'office' of split 'val'" in error and "scene.json" in error
+    where[1] = tmp_path / "other"
     assert embed_main([str(tmp_path / "a"), *map(str, where)]) == 0
     assert embed_main([str(tmp_path / "b"), *map(str, where), "--add"]) == 0
     assert f"{tmp_path / 'b' / 'val' / 'office'}: takes the place of {tmp_path / 'a' / 'val' / 'office'}" in capsys.readouterr().out
